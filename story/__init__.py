@@ -1,0 +1,1 @@
+"""What a story is: its characters, its frames, its files and its pages."""

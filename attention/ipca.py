@@ -1,0 +1,103 @@
+"""Identity-Preserving Cross-Attention (1Prompt1Story, arXiv 2501.13554, section 3.3) as a bias on the logits.
+
+The method concatenates the identity prompt's keys and values to the frame's own. CLIP's encoder is causal, so they are
+the keys and values of the frame's own identity span, and a key that stands twice is a key with log 2 added to its
+logit: softmax(Q K^T / sqrt(d) + b) V with b = log(1 + strength) on SOT and the identity span.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..svr.record import Record, Row, Span
+from .blocks import Blocks
+
+
+class IPCA(NamedTuple):
+    """One application of the method: `blocks` and the steps between the two percents get it."""
+
+    strength: float
+    variant: str
+    dropout: float
+    blocks: Blocks
+    start_percent: float
+    end_percent: float
+    seed: int
+
+
+def identity_bias(
+    row: Row,
+    record: Record,
+    strength: float,
+    variant: str,
+    own_tokens: int,
+    repeats: int = 1,
+    dropout: float = 0.0,
+    queries: int = 1,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """The bias of one row's logits, [1, tokens]; with `dropout`, [queries, tokens].
+
+    `own_tokens` is the length of the row's conditioning, which ComfyUI repeats as a whole `repeats` times; positions
+    behind the record's own, that another node appended, get no bias. `variant` "paper" keeps the EOT set in the second
+    copy too and sets the frame prompts there to zero keys and values, which still take softmax mass: the one key of
+    zeros that all of them together are is the last of [1, tokens + 1]. With `dropout`, each query loses each duplicate
+    with that probability, drawn from `generator`.
+    """
+    identity, eot = identity_span(row), eot_span(row)
+    bias = torch.zeros(1, own_tokens)
+    bias[:, 0] = math.log1p(strength)
+    bias[:, slice(*identity)] = math.log1p(strength)
+    if variant == "paper":
+        bias[:, slice(*eot)] = math.log1p(strength)
+    if dropout:
+        bias = bias * (torch.rand(queries, own_tokens, generator=generator) >= dropout)
+    bias = bias.repeat(1, repeats)
+    if variant == "paper":
+        frames = record.tokens - 1 - (identity.stop - identity.start) - (eot.stop - eot.start)
+        zeros = torch.full((1, 1), float(frames))
+        if dropout:
+            zeros = (torch.rand(queries, frames, generator=generator) >= dropout).sum(1, keepdim=True)
+        bias = torch.cat([bias, torch.log(strength * repeats * zeros)], dim=1)
+    return bias
+
+
+def identity_span(row: Row) -> Span:
+    """Where all text encoders of the row agree that the identity stands."""
+    return Span(max(s.identity.start for s in row.spans), min(s.identity.stop for s in row.spans))
+
+
+def eot_span(row: Row) -> Span:
+    return Span(max(s.eot.start for s in row.spans), min(s.eot.stop for s in row.spans))
+
+
+def biased_attention(
+    attention: Callable[..., Tensor],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    heads: int,
+    bias: Tensor,
+    mask: Tensor | None = None,
+    **kwargs: Any,
+) -> Tensor:
+    """`attention` with `bias` [rows, 1 or queries, keys] on its logits, behind any mask that is there already.
+
+    q, k, v: [rows, tokens, heads * channels], or whatever else ComfyUI's attention functions take. Keys that the bias
+    has and k lacks are zero keys with zero values.
+    """
+    zeros = bias.shape[-1] - k.shape[-2]
+    if zeros:
+        k, v = F.pad(k, (0, 0, 0, zeros)), F.pad(v, (0, 0, 0, zeros))
+    bias = bias[:, None]
+    if mask is not None:
+        if mask.dtype == torch.bool:
+            mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, -math.inf)
+        while mask.ndim < 4:
+            mask = mask.unsqueeze(max(0, mask.ndim - 2))
+        bias = bias + F.pad(mask, (0, zeros))
+    return attention(q, k, v, heads, mask=bias, **kwargs)

@@ -1,0 +1,371 @@
+"""The run-time: the one file that knows ComfyUI's hooks.
+
+Nodes leave only immutable settings in `transformer_options["onestory"]` and three wrappers under one key. While
+sampling, the conditioning's records say which rows of a batch hold which frames; everything a forward pass needs lives
+in an object of its own. No state outlives a forward pass and none is global.
+"""
+
+import hashlib
+import logging
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import comfy.ldm.modules.attention
+import torch
+from comfy.ldm.modules.attention import SpatialTransformer
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor
+
+from ..svr.record import KEY, Record
+from .blocks import selects
+from .ipca import IPCA, biased_attention, identity_bias
+from .self_attention import (
+    Characters,
+    Gather,
+    SelfAttention,
+    anchor_gathers,
+    anchor_sources,
+    consistent_attention,
+    probability,
+    sample,
+    tile_gathers,
+    tiles_of,
+)
+
+
+class Patches(NamedTuple):
+    """What the nodes ask of a model, in the order they were applied: where two overlap, the later one counts."""
+
+    ipca: tuple[IPCA, ...] = ()
+    self_attention: tuple[SelfAttention, ...] = ()
+
+
+class Placement(NamedTuple):
+    """A conditioning's record and the number of tokens of its own tensor."""
+
+    record: Record
+    own_tokens: int
+
+
+class Step(NamedTuple):
+    """What one evaluation of the model has to know. `stories` are by the uuid of their conditioning.
+
+    It is number `number` of `steps`, and its batch has a row for each of `frames`, that show `characters`.
+    """
+
+    patches: Patches
+    stories: Mapping[Any, Placement]
+    number: int
+    steps: int
+    frames: tuple[int, ...]
+    characters: Characters
+
+
+def patch(model: Any, **added: IPCA | SelfAttention) -> Any:
+    """A clone of the `ModelPatcher` with one more setting of a kind (`ipca` or `self_attention`), behind those
+    it has.
+
+    A model whose attention is not a Stable Diffusion U-Net's comes back as it is, with a warning.
+    """
+    clone = model.clone()
+    if not attention_blocks(model):
+        logging.warning(
+            "OneStory: %s has no U-Net with cross-attention (SD1.x, SD2.x and SDXL have), so it is used unchanged.",
+            type(model.model).__name__,
+        )
+        return clone
+    options = clone.model_options["transformer_options"]
+    patches = options.get(KEY, Patches())
+    options[KEY] = patches._replace(**{kind: (*getattr(patches, kind), value) for kind, value in added.items()})
+    for kind, wrapper in (
+        (WrappersMP.OUTER_SAMPLE, outer_sample),
+        (WrappersMP.PREDICT_NOISE, predict_noise),
+        (WrappersMP.DIFFUSION_MODEL, diffusion_model),
+    ):
+        clone.remove_wrappers_with_key(kind, KEY)
+        clone.add_wrapper_with_key(kind, KEY, wrapper)
+    return clone
+
+
+def attention_blocks(model: Any) -> list[tuple[str, int]]:
+    """The model's blocks with attention, by ComfyUI's (name, number); none where it is not a U-Net with text."""
+    unet = model.model.diffusion_model
+    if not isinstance(unet, UNetModel):
+        return []
+    parts = [("input", unet.input_blocks), ("middle", [unet.middle_block]), ("output", unet.output_blocks)]
+    return [
+        (name, number)
+        for name, blocks in parts
+        for number, block in enumerate(blocks)
+        if block is not None and any(isinstance(layer, SpatialTransformer) for layer in block)
+    ]
+
+
+def outer_sample(executor: Any, noise: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Before a sampler starts: a batch that is not the story's is an error, a graph without a story a warning."""
+    guider = executor.class_obj
+    records = [c[KEY] for _, c in positive(guider.conds) if KEY in c]
+    patches = guider.model_options["transformer_options"][KEY]
+    if patches.ipca and not records:
+        logging.warning(
+            "OneStory: IPCA has nothing to do, because the sampler's conditioning carries no story: "
+            "wire its positive input from Story Prompt."
+        )
+    for record in records:
+        if noise.shape[0] != len(record.rows) and "context_handler" not in guider.model_options:
+            raise ValueError(
+                f"The latent batch has {noise.shape[0]} frames and the story {len(record.rows)}: "
+                "use Story Latent, wired to the same story, as the sampler's latent image."
+            )
+        for own in patches.self_attention:
+            check_complete(own, record)
+    return executor(noise, *args, **kwargs)
+
+
+def check_complete(own: SelfAttention, record: Record) -> None:
+    """Every frame that the rows of a run look at has to be among them."""
+    rows = {row.frame for row in record.rows}
+    if own.variant == "anchors":
+        sources = anchor_sources(record.characters, own.anchors)
+        missing = sorted({s for frame in rows for s in sources[frame]} - rows)
+        if missing:
+            raise ValueError(
+                f"This run of the story lacks frame {missing[0] + 1}, which others look at: set the input `anchors` of "
+                f"Split Story to {own.anchors}, as in Consistent Self-Attention."
+            )
+    elif len(rows) < record.frames:
+        raise ValueError(
+            f"This run has {len(rows)} of the story's {record.frames} frames, and the variant “tiles” of Consistent "
+            "Self-Attention needs them all: use the variant “anchors”, or no Split Story."
+        )
+
+
+def predict_noise(
+    executor: Any, x: Tensor, timestep: Tensor, model_options: dict[str, Any] = {}, seed: int | None = None
+) -> Tensor:
+    """Once a step: hand on, in copies, which settings are on now and where the stories are."""
+    guider = executor.class_obj
+    options = model_options["transformer_options"]
+    patches = options[KEY]
+    conds = [c for _, c in positive(guider.conds) if KEY in c]
+    stories = {c["uuid"]: Placement(c[KEY], c["cross_attn"].shape[1]) for c in conds}
+    number, steps = 0, 0
+    if any(p.start_percent > 0 or p.end_percent < 1 for p in (*patches.ipca, *patches.self_attention)):
+        sigma = float(timestep[0])
+        to_sigma = guider.inner_model.model_sampling.percent_to_sigma
+        patches = Patches(
+            *(
+                tuple(p for p in kind if to_sigma(p.end_percent) <= sigma <= to_sigma(p.start_percent))
+                for kind in patches
+            )
+        )
+    if patches.self_attention or any(p.dropout for p in patches.ipca):
+        number, steps = step_number(float(timestep[0]), options["sample_sigmas"].tolist())
+    rows = x.shape[0]
+    record = next((c[KEY] for c in conds if len(c[KEY].rows) == rows), None)
+    frames = tuple(row.frame for row in record.rows) if record else tuple(range(rows))
+    characters = record.characters if record else (("",),) * rows
+    step = Step(patches, stories, number, steps, frames, characters)
+    return executor(x, timestep, {**model_options, "transformer_options": {**options, KEY: step}}, seed)
+
+
+def step_number(sigma: float, sigmas: list[float]) -> tuple[int, int]:
+    """Which of how many steps an evaluation at `sigma` belongs to; those between two steps belong to the first."""
+    return max(0, sum(sigma <= s * (1 + 1e-6) for s in sigmas) - 1), len(sigmas) - 1
+
+
+def positive(conds: dict[str, list[dict[str, Any]]]) -> list[tuple[str, dict[str, Any]]]:
+    """The guider's conditionings, without its negative ones: the method is for the positive branch only."""
+    return [(name, c) for name, entries in conds.items() if "negative" not in name for c in entries]
+
+
+def diffusion_model(
+    executor: Any,
+    x: Tensor,
+    timesteps: Tensor,
+    context: Tensor,
+    y: Tensor | None = None,
+    control: Any = None,
+    transformer_options: dict[str, Any] = {},
+    **kwargs: Any,
+) -> Tensor:
+    """Once a forward pass: see which rows hold which frames, and listen for the attention calls."""
+    step = transformer_options.get(KEY)
+    if isinstance(step, Step):
+        forward = Forward(step, transformer_options, x.shape[0], context)
+        if forward.on:
+            transformer_options = forward.listen(transformer_options)
+    return executor(x, timesteps, context, y, control, transformer_options, **kwargs)
+
+
+class Chunk(NamedTuple):
+    """The rows `start` to `stop` of a batch: one conditioning's."""
+
+    start: int
+    stop: int
+    placement: Placement | None
+
+
+class Forward:
+    """One forward pass of the U-Net.
+
+    ComfyUI calls the noting patches just before each block's attention; `attend`, its override of every attention call
+    that is given `transformer_options`, then knows which layer it serves.
+    """
+
+    def __init__(self, step: Step, transformer_options: dict[str, Any], batch: int, context: Tensor):
+        self.step = step
+        self.batch = batch
+        self.tokens = context.shape[1]
+        self.next: tuple[str, int, int] | None = None
+        self.previous = transformer_options.get("optimized_attention_override")
+        self.biases: dict[Any, Tensor] = {}
+        self.gathers: dict[Any, list[Gather]] = {}
+        uuids = transformer_options["uuids"]
+        rows = batch // len(uuids)
+        self.chunks = [Chunk(i * rows, (i + 1) * rows, self.place(uuid, rows)) for i, uuid in enumerate(uuids)]
+        self.whole = rows == len(step.frames)
+        if not self.whole and step.number == 0:
+            logging.warning(
+                "OneStory: %d of %d frames are sampled at a time, so they can't be kept consistent.",
+                rows,
+                len(step.frames),
+            )
+        ipca = bool(step.patches.ipca) and any(chunk.placement for chunk in self.chunks)
+        self.on = ipca or (bool(step.patches.self_attention) and self.whole and rows > 1)
+
+    def place(self, uuid: Any, rows: int) -> Placement | None:
+        placement = self.step.stories.get(uuid)
+        if placement is None:
+            return None
+        record = placement.record
+        if rows != len(record.rows) or placement.own_tokens < record.tokens or self.tokens % placement.own_tokens:
+            return None
+        return placement
+
+    def listen(self, transformer_options: dict[str, Any]) -> dict[str, Any]:
+        """A copy of the options that notes each block's attention and overrides the attention calls."""
+        patches = dict(transformer_options.get("patches", {}))
+        for kind in ("attn1", "attn2"):
+            patches[f"{kind}_patch"] = [*patches.get(f"{kind}_patch", []), partial(self.note, kind)]
+        replace = dict(transformer_options.get("patches_replace", {}))
+        if "attn2" in replace:
+            replace["attn2"] = {block: partial(self.replaced, p) for block, p in replace["attn2"].items()}
+        return {
+            **transformer_options,
+            "patches": patches,
+            "patches_replace": replace,
+            "optimized_attention_override": self.attend,
+        }
+
+    def note(self, kind: str, n: Tensor, context: Tensor, value: Tensor, extra_options: dict[str, Any]) -> tuple:
+        self.next = (kind, *extra_options["block"], extra_options["block_index"])
+        return n, context, value
+
+    def attend(
+        self,
+        func: Callable[..., Tensor],
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        heads: int,
+        mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        layer, self.next = self.next, None
+        attention = partial(self.previous, func) if self.previous else func
+        kwargs["mask"] = mask
+        bias = self.bias(layer, q, k)
+        if bias is not None:
+            return biased_attention(attention, q, k, v, heads, bias, **kwargs)
+        gathers = self.sources(layer, q, k)
+        if gathers is not None:
+            return consistent_attention(attention, q, k, v, heads, gathers, **kwargs)
+        return attention(q, k, v, heads, **kwargs)
+
+    def replaced(self, patch: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, extra_options: Any) -> Tensor:
+        """Another pack's `attn2_replace` patch, which may call attention out of our hearing, plus what IPCA adds."""
+        layer, self.next = self.next, None
+        out = patch(q, k, v, extra_options)
+        bias = self.bias(layer, q, k)
+        if bias is None:
+            return out
+        heads = extra_options["n_heads"]
+        options = {"attn_precision": extra_options["attn_precision"], "transformer_options": extra_options}
+        attention = comfy.ldm.modules.attention.optimized_attention
+        return out + biased_attention(attention, q, k, v, heads, bias, **options) - attention(q, k, v, heads, **options)
+
+    def bias(self, layer: tuple[str, int, int] | None, q: Tensor, k: Tensor) -> Tensor | None:
+        """The bias for a cross-attention layer, [batch, 1 or queries, keys], or None where IPCA is off."""
+        if layer is None or layer[0] != "attn2" or k.shape[-2] != self.tokens:
+            return None
+        ipca = self.setting(self.step.patches.ipca, layer)
+        if ipca is None or not ipca.strength:
+            return None
+        key = (ipca, q.dtype) if not ipca.dropout else None
+        if key is not None and key in self.biases:
+            return self.biases[key]
+        queries = q.shape[-2] if ipca.dropout else 1
+        zeros = ipca.variant == "paper"
+        bias = torch.zeros(self.batch, queries, self.tokens + zeros)
+        if zeros:
+            bias[:, :, -1] = float("-inf")
+        for chunk in self.chunks:
+            if chunk.placement is None:
+                continue
+            record, own = chunk.placement
+            for i, row in enumerate(record.rows, chunk.start):
+                generator = seeded(ipca.seed, self.step.number, layer, row.frame) if ipca.dropout else None
+                bias[i] = identity_bias(
+                    row, record, ipca.strength, ipca.variant, own, self.tokens // own, ipca.dropout, queries, generator
+                )
+        bias = bias.to(q)
+        if key is not None:
+            self.biases[key] = bias
+        return bias
+
+    def sources(self, layer: tuple[str, int, int] | None, q: Tensor, k: Tensor) -> list[Gather] | None:
+        """What the rows of a self-attention layer look at, or None where they look only at themselves."""
+        if layer is None or layer[0] != "attn1" or not self.whole:
+            return None
+        own = self.setting(self.step.patches.self_attention, layer)
+        tokens = k.shape[-2]
+        if own is None or not round(own.sampling_rate * tokens):
+            return None
+        step, characters = self.step, self.step.characters
+        chance = probability(own.probability, step.number, step.steps)
+        if torch.rand((), generator=seeded(own.seed, step.number, layer)) >= chance:
+            return None
+        if k.shape[0] != self.batch:
+            if step.number == 0:
+                logging.warning("OneStory: another patch cuts block %s.%d, so it is left as it is.", *layer[1:3])
+            return None
+        key = (own, tokens)
+        if key not in self.gathers:
+            starts = [chunk.start for chunk in self.chunks]
+
+            def samples(what: int | list[int]) -> Tensor:
+                among = tokens if isinstance(what, int) else tokens * len(what)
+                return sample(among, own.sampling_rate, seeded(own.seed, step.number, tokens, what))
+
+            if own.variant == "anchors":
+                sources = anchor_sources(characters, own.anchors)
+                self.gathers[key] = anchor_gathers(sources, list(step.frames), starts, tokens, samples, q.device)
+            else:
+                tiles = tiles_of(characters, own.tile)
+                self.gathers[key] = tile_gathers(tiles, list(step.frames), starts, tokens, samples, q.device)
+        gathers = self.gathers[key]
+        return gathers if any(gather.keys is not None for gather in gathers) else None
+
+    @staticmethod
+    def setting(settings: tuple[Any, ...], layer: tuple[str, int, int]) -> Any:
+        """The last of `settings` that works on the layer's block, or None."""
+        return next((p for p in reversed(settings) if selects(p.blocks, layer[1:])), None)
+
+
+def seeded(*key: Any) -> torch.Generator:
+    """A generator that depends on `key` alone: the same draws on every device and beside any other rows."""
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)

@@ -1,0 +1,34 @@
+"""The nodes: schema, tooltips and validation. The computation lives in `story`, `svr` and `attention`."""
+
+from comfy_api.latest import ComfyExtension, io
+
+from .board import OneStoryBoard
+from .ipca import OneStoryIPCA
+from .latent import OneStoryLatent
+from .load import OneStoryLoad
+from .prompt import OneStoryPrompt
+from .reweight import OneStoryNaiveReweight, OneStorySVR
+from .runs import OneStoryJoin, OneStorySplit
+from .script import OneStoryScript
+from .self_attention import OneStorySelfAttention
+
+
+class OneStoryExtension(ComfyExtension):
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [
+            OneStoryScript,
+            OneStoryLoad,
+            OneStoryPrompt,
+            OneStoryNaiveReweight,
+            OneStorySVR,
+            OneStoryIPCA,
+            OneStorySelfAttention,
+            OneStoryLatent,
+            OneStorySplit,
+            OneStoryJoin,
+            OneStoryBoard,
+        ]
+
+
+async def comfy_entrypoint() -> OneStoryExtension:
+    return OneStoryExtension()

@@ -1,0 +1,99 @@
+import torch
+from comfy_api.latest import io
+
+from ..story.board import CAPTION_POSITIONS, LAYOUTS, draw_board, match_captions
+from ..story.script import Story
+
+
+class OneStoryBoard(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="OneStoryBoard",
+            display_name="Story Board",
+            category="OneStory",
+            description="Sets a story's frames and captions on one page: a grid, a strip, a comic page or four-panel "
+            "strips. Fonts for Latin, Greek, Cyrillic, Arabic, Hebrew, Chinese, Japanese and Korean text and emoji are "
+            "built in; other scripts use the system's fonts, and a character that no font has becomes □.",
+            search_aliases=["story", "storyboard", "comic", "manga", "four-panel", "grid", "contact sheet", "caption"],
+            inputs=[
+                io.Image.Input("images", tooltip="The story's frames in order, from VAE Decode."),
+                io.Custom("STORY").Input(
+                    "story",
+                    tooltip="The story whose captions are set. Several takes of the whole story in one batch repeat "
+                    "them; with any other number of images, captions go as far as they last.",
+                ),
+                io.Int.Input(
+                    "columns",
+                    default=0,
+                    min=0,
+                    max=200,
+                    tooltip="How many frames stand side by side. 0 chooses a page of pleasing shape. On comic pages "
+                    "this counts pages, with four-panel it counts strips; a strip takes no notice of it.",
+                ),
+                io.Boolean.Input("captions", default=True, tooltip="Set each frame's caption with its picture."),
+                io.Combo.Input(
+                    "layout",
+                    optional=True,
+                    options=list(LAYOUTS),
+                    default="grid",
+                    tooltip="grid: whole frames in rows. strip: one row. comic page: panels of varied size, "
+                    "slightly cropped to fill them, up to eight a page. four-panel: strips of four, read downward.",
+                ),
+                io.Combo.Input(
+                    "caption_position",
+                    optional=True,
+                    options=list(CAPTION_POSITIONS),
+                    default="below",
+                    advanced=True,
+                    tooltip="below: under the picture. inside: in a box at the picture's lower left; a caption that "
+                    "would hide more than half of its picture still goes below.",
+                ),
+                io.Float.Input(
+                    "gutter",
+                    optional=True,
+                    default=4.0,
+                    min=0.0,
+                    max=50.0,
+                    step=0.5,
+                    advanced=True,
+                    tooltip="The space between frames, in percent of a frame's shorter side. The margin follows it.",
+                ),
+                io.Int.Input(
+                    "page_width",
+                    optional=True,
+                    default=0,
+                    min=0,
+                    max=16384,
+                    advanced=True,
+                    tooltip="The page's exact width in pixels; pictures are resized, text is set sharp at this size. "
+                    "0 keeps the frames' own pixels (frames narrower than 256 grow by a whole factor, comic panels "
+                    "are always fitted).",
+                ),
+            ],
+            outputs=[io.Image.Output(tooltip="The page, one image.")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        images: torch.Tensor,
+        story: Story,
+        columns: int,
+        captions: bool,
+        layout: str = "grid",
+        caption_position: str = "below",
+        gutter: float = 4.0,
+        page_width: int = 0,
+    ) -> io.NodeOutput:
+        texts = [frame.caption if captions else "" for frame in story.frames]
+        board = draw_board(
+            images.to("cpu", torch.float32).numpy(),
+            match_captions(texts, len(images)),
+            layout,
+            columns,
+            caption_position,
+            gutter,
+            page_width,
+        )
+        return io.NodeOutput(torch.from_numpy(board)[None])

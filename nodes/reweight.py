@@ -1,0 +1,142 @@
+from collections.abc import Callable
+from typing import Any
+
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..svr.record import KEY, Record
+from ..svr.reweight import naive_reweight, singular_value_reweight
+from .types import CATEGORY
+
+ALIASES = ["story", "consistent character", "1prompt1story", "reweight"]
+
+
+class OneStoryNaiveReweight(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="OneStoryNaiveReweight",
+            display_name="Naive Reweighting",
+            category=CATEGORY,
+            description="The papers' baseline for SVR: multiply each frame's own tokens up and the other frames' down.",
+            search_aliases=ALIASES,
+            inputs=[
+                io.Conditioning.Input("conditioning", tooltip="From Story Prompt."),
+                io.Float.Input(
+                    "express",
+                    default=2.0,
+                    min=0.0,
+                    max=10.0,
+                    step=0.05,
+                    tooltip="Factor for the tokens of the frame that a row draws.",
+                ),
+                io.Float.Input(
+                    "suppress",
+                    default=0.5,
+                    min=0.0,
+                    max=10.0,
+                    step=0.05,
+                    tooltip="Factor for the tokens of the other frames.",
+                ),
+            ],
+            outputs=[io.Conditioning.Output(tooltip="For a sampler's positive input.")],
+        )
+
+    @classmethod
+    def execute(cls, conditioning: list[list[Any]], express: float, suppress: float) -> io.NodeOutput:
+        return io.NodeOutput(
+            reweight_stories(
+                conditioning, "Naive Reweighting", lambda e, record: naive_reweight(e, record, express, suppress)
+            )
+        )
+
+
+class OneStorySVR(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="OneStorySVR",
+            display_name="Singular-Value Reweighting (SVR)",
+            category=CATEGORY,
+            description="Make each row of a consolidated prompt draw its own frame: express its frame prompt and "
+            "suppress the others by reweighting singular values (1Prompt1Story).",
+            search_aliases=ALIASES,
+            inputs=[
+                io.Conditioning.Input("conditioning", tooltip="From Story Prompt in “one prompt” mode."),
+                io.Combo.Input(
+                    "variant",
+                    options=["released", "paper"],
+                    default="released",
+                    tooltip="“released”: suppress the other frames, then express, as the authors' code does. "
+                    "“paper”: express first, which keeps more of the end-of-text tokens.",
+                ),
+                io.Float.Input(
+                    "express_alpha",
+                    default=0.01,
+                    min=0.0,
+                    max=1.0,
+                    step=0.001,
+                    round=0.0001,
+                    tooltip="How strongly the frame's own prompt grows with its singular values. Raise it a little "
+                    "when a frame ignores its prompt.",
+                ),
+                io.Float.Input(
+                    "express_beta",
+                    default=1.0,
+                    min=0.0,
+                    max=10.0,
+                    step=0.05,
+                    tooltip="Factor on the frame's own prompt.",
+                    advanced=True,
+                ),
+                io.Float.Input(
+                    "suppress_alpha",
+                    default=0.01,
+                    min=0.0,
+                    max=1.0,
+                    step=0.001,
+                    round=0.0001,
+                    tooltip="How strongly the other frames' prompts shrink with their singular values. Lower it when "
+                    "the character drifts between frames.",
+                ),
+                io.Float.Input(
+                    "suppress_beta",
+                    default=0.05,
+                    min=0.0,
+                    max=10.0,
+                    step=0.01,
+                    tooltip="Factor on the other frames' prompts. Raise it when the character drifts, lower it when "
+                    "frames bleed into each other.",
+                    advanced=True,
+                ),
+                io.Combo.Input(
+                    "eot",
+                    options=["reweight", "scale"],
+                    default="reweight",
+                    tooltip="The end-of-text tokens hold the whole prompt's meaning: reweight them with every frame, "
+                    "or only scale them by 0.9 each time (as the authors' benchmark does).",
+                    advanced=True,
+                ),
+            ],
+            outputs=[io.Conditioning.Output(tooltip="For a sampler's positive input.")],
+        )
+
+    @classmethod
+    def execute(cls, conditioning: list[list[Any]], **parameters: Any) -> io.NodeOutput:
+        return io.NodeOutput(
+            reweight_stories(
+                conditioning, "SVR", lambda embeds, record: singular_value_reweight(embeds, record, **parameters)
+            )
+        )
+
+
+def reweight_stories(
+    conditioning: list[list[Any]], node: str, reweight: Callable[[Tensor, Record], Tensor]
+) -> list[list[Any]]:
+    """The conditioning with `reweight` applied to every entry that carries a story; at least one has to."""
+    if not any(KEY in options for _, options in conditioning):
+        raise ValueError(f"{node} found no story in its conditioning: wire the input `conditioning` from Story Prompt.")
+    return [
+        [reweight(embeds, options[KEY]), options.copy()] if KEY in options else [embeds, options]
+        for embeds, options in conditioning
+    ]

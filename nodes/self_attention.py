@@ -1,0 +1,103 @@
+from typing import Any
+
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io
+
+from ..attention.blocks import parse_blocks
+from ..attention.runtime import patch
+from ..attention.self_attention import SelfAttention
+from .types import CATEGORY
+
+
+class OneStorySelfAttention(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="OneStorySelfAttention",
+            display_name="Consistent Self-Attention",
+            category=CATEGORY,
+            description="Let the frames of a batch look at each other while they are drawn, so that they show the same "
+            "character (StoryDiffusion). Works with Story Prompt and with any other batch of pictures.",
+            search_aliases=["story", "consistent character", "storydiffusion", "consistent self-attention"],
+            inputs=[
+                io.Model.Input("model", tooltip="Any SD1.x, SD2.x or SDXL model, with LoRAs and other patches."),
+                io.Combo.Input(
+                    "variant",
+                    options=["anchors", "tiles"],
+                    default="anchors",
+                    tooltip="“anchors”: the first frames of each character look at each other, and all later ones at "
+                    "them (the authors' code; long stories may be split into runs). “tiles”: every frame looks at its "
+                    "neighbours (the paper).",
+                ),
+                io.Int.Input(
+                    "anchors",
+                    default=4,
+                    min=1,
+                    max=64,
+                    tooltip="With “anchors”: how many of each character's first frames all its frames look at.",
+                ),
+                io.Int.Input(
+                    "tile",
+                    default=4,
+                    min=2,
+                    max=64,
+                    tooltip="With “tiles”: how many neighbouring frames look at each other.",
+                    advanced=True,
+                ),
+                io.Float.Input(
+                    "sampling_rate",
+                    default=0.5,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="The share of another frame's tokens that a frame sees. Raise it when the character "
+                    "drifts; lower it when poses become alike, or to save time. 0 is off.",
+                ),
+                io.String.Input(
+                    "blocks",
+                    default="up",
+                    tooltip="Where in the U-Net: all, down, mid, up, a block such as output.3, a range such as "
+                    "output.3-5, or several joined by +.",
+                    advanced=True,
+                ),
+                io.Float.Input(
+                    "start_percent",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="From where in the sampling it is on.",
+                    advanced=True,
+                ),
+                io.Float.Input(
+                    "end_percent",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Up to where in the sampling it is on.",
+                    advanced=True,
+                ),
+                io.Combo.Input(
+                    "probability",
+                    options=["released", "always"],
+                    default="released",
+                    tooltip="“released”: never in the first step, in 70% of the layers before 40% of the steps, in 90% "
+                    "after, as the authors' code does. “always”: in every layer and step.",
+                    advanced=True,
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    tooltip="Seed of the sampled tokens.",
+                    advanced=True,
+                ),
+            ],
+            outputs=[io.Model.Output(tooltip="For a sampler. It may serve any number of stories.")],
+        )
+
+    @classmethod
+    def execute(cls, model: ModelPatcher, blocks: str, **parameters: Any) -> io.NodeOutput:
+        return io.NodeOutput(patch(model, self_attention=SelfAttention(blocks=parse_blocks(blocks), **parameters)))

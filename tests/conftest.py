@@ -1,0 +1,58 @@
+"""Fixtures on a real ComfyUI, on the CPU; models and server start on first use.
+
+Tests import the pack as `onestory`, without running its door, and ComfyUI's modules (`comfy`, `nodes`) by their names.
+"""
+
+import os
+import sys
+import types
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+COMFYUI = Path(os.environ.get("COMFYUI_PATH", ROOT / ".host" / "ComfyUI")).resolve()
+
+sys.path.insert(0, str(COMFYUI))
+sys.modules["onestory"] = types.ModuleType("onestory")
+sys.modules["onestory"].__path__ = [str(ROOT)]
+
+from comfy.cli_args import args  # noqa: E402  ComfyUI reads these when its other modules are imported
+
+args.cpu = True
+args.use_pytorch_cross_attention = True
+
+from onestory.tools import client, host  # noqa: E402
+
+
+class StableDiffusion(NamedTuple):
+    """What CheckpointLoaderSimple gives."""
+
+    model: object
+    clip: object
+    vae: object
+
+
+@pytest.fixture(scope="session")
+def checkpoint() -> Path:
+    """The random SD1.5-layout checkpoint's file."""
+    return host.random_checkpoint(host.Host(COMFYUI, Path(sys.executable)))
+
+
+@pytest.fixture(scope="session")
+def sd(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> StableDiffusion:
+    """The random checkpoint, loaded in this process. Its embeddings folder is empty: `sd.clip.tokenizer` names it."""
+    import comfy.sd
+
+    embeddings = str(tmp_path_factory.mktemp("embeddings"))
+    return StableDiffusion(*comfy.sd.load_checkpoint_guess_config(str(checkpoint), embedding_directory=embeddings)[:3])
+
+
+@pytest.fixture(scope="session")
+def server(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory):
+    """A client of a real ComfyUI server with the pack in it; the server runs for the rest of the session."""
+    this = host.Host(COMFYUI, Path(sys.executable))
+    host.link_pack(this)
+    with host.running(this, tmp_path_factory.mktemp("server"), models=checkpoint.parent, cpu=True) as url:
+        yield client.Client(url)

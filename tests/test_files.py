@@ -1,0 +1,524 @@
+"""Story files: what they hold, and the sentence for what they can't."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+from onestory.story.files import MAX_BYTES, StoryText, read_stories, read_story_file
+from onestory.story.script import parse_script
+
+ROOT = Path(__file__).resolve().parents[1]
+DATA = ROOT.parent / "shared" / "data"
+
+FOX = "A watercolor of a red fox"
+MIA_REX = "[Mia] a girl in a yellow raincoat\n[Rex] a grey wolfhound"
+
+EXAMPLES = json.dumps(
+    {
+        "combinations": [
+            {"id_prompt": "A photo of a dog.", "frame_prompt_list": ["in a park", "on a beach"]},
+            {"id_prompt": "[Mia] a girl #1", "frame_prompt_list": ["[NC] at sea # 2", "by [a] \\# tree", "asleep"]},
+        ]
+    },
+    indent=4,
+)
+BENCHMARK = """\
+animals:
+- concept_token: phoenix
+  settings:
+  - rising from the ashes
+  - singing a melody
+  style: A majestic illustration of
+  subject: A phoenix with orange feathers
+- concept_token: zebra
+  settings: [grazing by a river]
+  style: A portrait of
+  subject: A zebra
+foods:
+- concept_token: cake
+  settings:
+  - on a table
+  style: 'A photo of '
+  subject: a cake
+"""
+
+
+def write(folder: Path, name: str, text: str | bytes) -> Path:
+    path = folder / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def fails(folder: Path, name: str, text: str | bytes) -> str:
+    with pytest.raises(ValueError) as error:
+        read_stories(write(folder, name, text))
+    return str(error.value)
+
+
+STORIES = {
+    "script": ("a.txt", f"{FOX}\n\nreading # By the oak\n\nsailing\n", [("a", FOX, "reading # By the oak\nsailing")]),
+    "script of many": (
+        "a.txt",
+        f"\n{FOX}\nin a blue scarf\n\nreading\n---\n\n\n{MIA_REX}\n\n[Mia] waits\n[Rex] sleeps\n--- \n\n---\n",
+        [("a 0", f"{FOX}\nin a blue scarf", "reading"), ("a 1", MIA_REX, "[Mia] waits\n[Rex] sleeps")],
+    ),
+    "BOM, CRLF, CR": ("a.txt", f"\ufeff{FOX}\r\n\r\nreading\rsailing", [("a", FOX, "reading\nsailing")]),
+    "yaml": (
+        "a.yaml",
+        f"title: The harbour\nidentity: {FOX}\nframes:\n- reading\n- prompt: sailing\n  caption: At sea!\n",
+        [("The harbour", FOX, "reading\nsailing # At sea!")],
+    ),
+    "yaml in CRLF with a BOM": ("a.yml", f"\ufeffidentity: {FOX}\r\nframes:\r\n- reading\r\n", [("a", FOX, "reading")]),
+    "yaml characters": (
+        "A.YAML",
+        "identity:\n  Mia: a girl in a yellow\n    raincoat\n  Rex: a grey wolfhound\nframes: |\n"
+        "  [Mia] waits # Hm\n\n  [Rex] sleeps\n",
+        [("A", MIA_REX, "[Mia] waits # Hm\n[Rex] sleeps")],
+    ),
+    "yaml identity as script": (
+        "a.yaml",
+        "identity: |\n  [Mia] a girl in a yellow raincoat\n  [Rex] a grey wolfhound\nframes: ['[Mia]  waits']\n",
+        [("a", MIA_REX, "[Mia] waits")],
+    ),
+    "yaml scalars are texts": (
+        "a.yaml",
+        "identity: {No: 12, Yes: 2020-01-01}\nframes: ['[No] [Yes] here', 1984, off]\n",
+        [("a", "[No] 12\n[Yes] 2020-01-01", "[No] [Yes] here\n1984\noff")],
+    ),
+    "yaml folds": ("a.yaml", f"identity: {FOX}\nframes:\n- >\n  reading\n  a book\n", [("a", FOX, "reading a book")]),
+    "yaml comment is no caption": ("a.yaml", f"identity: {FOX}\nframes:\n- reading # By\n", [("a", FOX, "reading")]),
+    "stories": (
+        "a.yaml",
+        f"stories:\n- identity: {FOX}\n  title: Fox\n  frames: [reading]\n- identity: {FOX}\n  frames: [sailing]\n",
+        [("Fox", FOX, "reading"), ("a 1", FOX, "sailing")],
+    ),
+    "json": (
+        "a.json",
+        '{"identity": {"Mia": "a girl \\ud83d\\ude00"},\n\t"frames": ["[Mia] waits # Hm",'
+        ' {"prompt": "at #1 \\\\# # 2", "caption": ""}]}',
+        [("a", "[Mia] a girl 😀", "[Mia] waits # Hm\nat \\#1 \\# \\# 2 # ")],
+    ),
+    "json stories": (
+        "a.json",
+        '{"stories":[{"frames":"reading\\nsailing","identity":"a fox"}]}',
+        [("a", "a fox", "reading\nsailing")],
+    ),
+    "combinations": (
+        "b.json",
+        EXAMPLES,
+        [
+            ("b 0", "A photo of a dog.", "in a park\non a beach"),
+            ("b 1", "\\[Mia] a girl \\#1", "\\[NC] at sea \\# 2\nby \\[a] \\\\# tree\nasleep"),
+        ],
+    ),
+    "benchmark": (
+        "b.yaml",
+        BENCHMARK,
+        [
+            (
+                "animals_0",
+                "A majestic illustration of A phoenix with orange feathers",
+                "rising from the ashes\nsinging a melody",
+            ),
+            ("animals_1", "A portrait of A zebra", "grazing by a river"),
+            ("foods_0", "A photo of a cake", "on a table"),
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "text", "expected"), STORIES.values(), ids=STORIES)
+def test_stories(tmp_path, name, text, expected):
+    stories = read_stories(write(tmp_path, name, text))
+    assert stories == tuple(StoryText(*each) for each in expected)
+    for story in stories:
+        parse_script(story.identity, story.frames)
+
+
+def test_brackets_and_hashes_are_text_in_the_papers_files(tmp_path):
+    text = read_story_file(write(tmp_path, "b.json", EXAMPLES), 1)
+    story = parse_script(text.identity, text.frames)
+    assert story.characters[0] == ("", "[Mia] a girl #1")
+    assert [f.prompt for f in story.frames] == ["[NC] at sea # 2", "by [a] \\# tree", "asleep"]
+    assert [f.caption for f in story.frames] == ["[NC] at sea # 2", "by [a] \\# tree", "asleep"]
+    assert all(f.identity == "[Mia] a girl #1" for f in story.frames)
+    assert story.warnings == ()
+
+
+def test_prompt_and_caption_of_a_frame(tmp_path):
+    frames = [{"prompt": "[Mia] at dock #5", "caption": "Dock # 5"}, {"prompt": "[Mia] rests", "caption": ""}]
+    text = read_story_file(
+        write(tmp_path, "a.json", json.dumps({"identity": {"Mia": "a girl"}, "frames": frames})),
+    )
+    story = parse_script(text.identity, text.frames)
+    assert [(f.prompt, f.caption) for f in story.frames] == [("at dock #5", "Dock # 5"), ("rests", "")]
+
+
+def test_the_examples_in_the_docs_are_story_files(tmp_path):
+    docs = (ROOT / "docs" / "story-files.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", docs, re.MULTILINE | re.DOTALL)
+    stories = [read_stories(write(tmp_path, f"a.{kind or 'txt'}", text)) for kind, text in blocks]
+    assert [[story.title for story in each] for each in stories] == [
+        ["a 0", "a 1"],
+        ["The harbour"],
+        ["Rain", "a 1"],
+        ["a"],
+    ]
+    for story in sum(stories, ()):
+        assert parse_script(story.identity, story.frames).warnings == ()
+
+
+QUOTES = "put a text in quotes if it begins with “[” or another sign, or holds “: ” or “ #”"
+TOO_DEEP = "is nested too deeply: a story is an identity and a list of frames, nothing deeper."
+MISTAKES = {
+    "ending": ("a.md", "x", "“a.md” is no story file: choose one that ends in .yaml, .yml, .json, .txt."),
+    "empty": ("a.yaml", "\n \n", "“a.yaml” is empty: write a story's identity and its frames into it."),
+    "not UTF-8": (
+        "a.txt",
+        b"a fox\n\ncaf\xe9\n",
+        "“a.txt”, line 3: the byte 0xe9 is not UTF-8, so save the file with UTF-8 encoding.",
+    ),
+    "UTF-16": (
+        "a.txt",
+        FOX.encode("utf-16"),
+        "“a.txt”, line 1: the byte 0xff is not UTF-8, so save the file with UTF-8 encoding.",
+    ),
+    "control character": (
+        "a.txt",
+        "a fox\n\nread\0ing",
+        "“a.txt”, line 3: the character U+0000 has no place in a text, so delete it.",
+    ),
+    "too large": (
+        "a.txt",
+        b"x" * (MAX_BYTES + 1),
+        "“a.txt” is larger than 2 MB: split it into several files, or check that it is a story file.",
+    ),
+    "only dividers": (
+        "a.txt",
+        "---\n---\n",
+        "“a.txt” holds no story: give it an identity and one frame or more.",
+    ),
+    "script without frames": (
+        "a.txt",
+        "a fox\n\nreading\n---\n\na wolf\nrunning\n",
+        "“a.txt”, line 6: the story that begins here has no frames: leave an empty line after its identity and write "
+        "one frame a line below.",
+    ),
+    "script frame": (
+        "a.txt",
+        "[Mia] a girl\n\n[Mia] waits\n\n[Rex] sleeps\n",
+        "“a.txt”, line 5: Frame 2 mentions [Rex], but the identity describes only [Mia]: add a line “[Rex] …” to the "
+        "identity, or write \\[Rex] to keep the brackets as text.",
+    ),
+    "script identity": (
+        "a.txt",
+        "\n[Mia] a girl\n[Mia] a woman\n\n[Mia] waits\n",
+        "“a.txt”, line 2: The character [Mia] is described twice: keep one of the two lines.",
+    ),
+    "yaml syntax": (
+        "a.yaml",
+        "identity: a fox\nframes:\n- reading\n- [Mia] waits\n",
+        f"“a.yaml”, line 4: the YAML can't be read here (expected <block end>, but found '<scalar>'): {QUOTES}.",
+    ),
+    "yaml colon": (
+        "a.yaml",
+        "identity: a fox: red\nframes: [a]\n",
+        f"“a.yaml”, line 1: the YAML can't be read here (mapping values are not allowed here): {QUOTES}.",
+    ),
+    "yaml open quote": (
+        "a.yaml",
+        'identity: a fox\nframes:\n- "reading\n- sailing\n',
+        f"“a.yaml”, line 3: the YAML can't be read here (found unexpected end of stream): {QUOTES}.",
+    ),
+    "yaml documents": (
+        "a.yaml",
+        "identity: a\nframes: [b]\n---\nidentity: a\nframes: [b]\n",
+        "“a.yaml”, line 3: the YAML can't be read here (but found another document): put several stories in a list "
+        "under “stories”.",
+    ),
+    "yaml comments": (
+        "a.yaml",
+        "# a fox\n",
+        "“a.yaml”, line 1: there are only comments in this file: write a story's identity and its frames.",
+    ),
+    "yaml alias": (
+        "a.yaml",
+        "identity: &a fox\nframes:\n- *gasp\n",
+        "“a.yaml”, line 3: “*gasp” is a YAML alias, which story files don't use: write its text out, or put it in "
+        "quotes if it is text.",
+    ),
+    "yaml tag": (
+        "a.yaml",
+        "identity: !!python/object/apply:os.system [ls]\nframes: [a]\n",
+        "“a.yaml”, line 1 (identity): the YAML tag “!!python/object/apply:os.system” has no use in a story: delete it, "
+        "or put the text in quotes.",
+    ),
+    "yaml duplicate key": (
+        "a.yaml",
+        "identity: a fox\nframes: [a]\nidentity: a wolf\n",
+        "“a.yaml”, line 3 (identity): the key “identity” stands here a second time: keep one of the two.",
+    ),
+    "json duplicate key": (
+        "a.json",
+        '{"identity": {"Mia": "a girl",\n "Mia": "a woman"}, "frames": ["a"]}',
+        "“a.json”, line 2 (identity.Mia): the key “Mia” stands here a second time: keep one of the two.",
+    ),
+    "yaml list as key": (
+        "a.yaml",
+        "identity:\n  [Mia]: a girl\nframes: [a]\n",
+        "“a.yaml”, line 2 (identity): a list stands here as a key: write names without brackets.",
+    ),
+    "json syntax": (
+        "a.json",
+        '{"identity": "a fox",\n "frames": ["a" "b"]}',
+        "“a.json”, line 2, column 17: the JSON can't be read here (Expecting ',' delimiter): check the comma, bracket "
+        "or quote before it.",
+    ),
+    "json deep": ("a.json", "[" * 200000, "“a.json” " + TOO_DEEP),
+    "yaml deep": ("a.yaml", "[" * 2000 + "]" * 2000, "“a.yaml” " + TOO_DEEP),
+    "json surrogate": (
+        "a.json",
+        '{"identity": "a fox",\n"frames": ["\\ud800"]}',
+        "“a.json”, line 2 (frames[0]): the escape for the character U+D800 has no place in a text, so delete it.",
+    ),
+    "top": (
+        "a.json",
+        '["a fox"]',
+        "“a.json”, line 1: here is a list, but a story file holds “identity” and “frames”, or a list of such stories "
+        "under “stories”.",
+    ),
+    "unknown key": (
+        "a.yaml",
+        "identity: a fox\nframe: [a]\n",
+        "“a.yaml”, line 2 (frame): there is no key “frame” here: write “frames”.",
+    ),
+    "another unknown key": (
+        "a.yaml",
+        "identity: a fox\nseed: 1\nframes: [a]\n",
+        "“a.yaml”, line 2 (seed): there is no key “seed” here: use “title” or “identity” or “frames”.",
+    ),
+    "colon in a frame": (
+        "a.yaml",
+        "identity: a fox\nframes:\n- reading\n- a sign: closed\n",
+        "“a.yaml”, line 4 (frames[1].a sign): there is no key “a sign” here: use “prompt” or “caption”; if this is one "
+        "text with a colon in it, put it in quotes.",
+    ),
+    "key beside stories": (
+        "a.json",
+        '{"stories": [],\n"identity": "a fox"}',
+        "“a.json”, line 2 (identity): there is no key “identity” here: use “stories”.",
+    ),
+    "missing key": (
+        "a.json",
+        '{"stories": [\n{"identity": "a", "frames": ["b"]},\n{"identity": "a"}]}',
+        "“a.json”, line 3 (stories[1]): the key “frames” is missing here: add it.",
+    ),
+    "no stories": ("a.json", '{"stories": []}', "“a.json” holds no story: give it an identity and one frame or more."),
+    "number": (
+        "a.json",
+        '{"identity": "a fox",\n"frames": [\n"a",\n12]}',
+        "“a.json”, line 4 (frames[1]): here is a number, where a text belongs: write the text in quotes.",
+    ),
+    "true": (
+        "a.json",
+        '{"identity": true, "frames": ["a"]}',
+        "“a.json”, line 1 (identity): here is true or false, where a text belongs: write the text in quotes.",
+    ),
+    "nothing": (
+        "a.yaml",
+        "identity: a fox\nframes:\n- a\n-\n",
+        "“a.yaml”, line 4 (frames[1]): here is nothing, where a text belongs: write the text in quotes.",
+    ),
+    "list as frame": (
+        "a.yaml",
+        "identity: a fox\nframes:\n- a\n- [b]\n",
+        "“a.yaml”, line 4 (frames[1]): here is a list, where a text belongs: write the text in quotes.",
+    ),
+    "frames of keys": (
+        "a.yaml",
+        "identity: a fox\nframes:\n  a: b\n",
+        "“a.yaml”, line 2 (frames): here is a set of keys, where a list belongs: write one item a line behind “- ”, "
+        "or all of them in “[ ]”.",
+    ),
+    "no frames": (
+        "a.yaml",
+        "identity: a fox\nframes: []\n",
+        "“a.yaml”, line 1 (identity): the story of this identity has no frames: write one or more.",
+    ),
+    "empty frame": (
+        "a.json",
+        '{"identity": "a fox", "frames": ["a", " "]}',
+        "“a.json”, line 1 (frames[1]): frame 2 is empty: write what happens in it, or delete it.",
+    ),
+    "empty identity": (
+        "a.json",
+        '{"identity": "", "frames": ["a"]}',
+        "“a.json”, line 1 (identity): The story's identity is empty: describe who it is about, for example “a "
+        "watercolor of a young red fox”.",
+    ),
+    "no identities": (
+        "a.json",
+        '{"identity": {}, "frames": ["a"]}',
+        "“a.json”, line 1 (identity): The story's identity is empty: describe who it is about, for example “a "
+        "watercolor of a young red fox”.",
+    ),
+    "bracketed name": (
+        "a.json",
+        '{"identity": {"[Mia]": "a girl"}, "frames": ["a"]}',
+        "“a.json”, line 1 (identity.[Mia]): “[Mia]” is no name for a character: write it without brackets.",
+    ),
+    "combination": (
+        "a.json",
+        '{"combinations": [\n{"id_prompt": "a dog"}]}',
+        "“a.json”, line 2 (combinations[0]): the key “frame_prompt_list” is missing here: add it.",
+    ),
+    "benchmark": (
+        "a.yaml",
+        "animals:\n- style: a\n  subject: b\n  settings: c\n",
+        "“a.yaml”, line 4 (animals[0].settings): here is a text, where a list belongs: write one item a line behind “- "
+        "”, or all of them in “[ ]”.",
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "text", "sentence"), MISTAKES.values(), ids=MISTAKES)
+def test_mistakes_have_a_line_and_a_reason(tmp_path, name, text, sentence):
+    assert fails(tmp_path, name, text) == sentence
+
+
+def test_alias_bomb_is_refused(tmp_path):
+    levels = "\n".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 30))
+    assert "line 2: “*a0” is a YAML alias" in fails(tmp_path, "a.yaml", f"a0: &a0 lol\n{levels}\n")
+
+
+def test_index(tmp_path):
+    one, two = write(tmp_path, "one.txt", f"{FOX}\n\nreading"), write(tmp_path, "two.json", EXAMPLES)
+    assert read_story_file(one).frames == "reading"
+    assert read_story_file(two, 1).title == "two 1"
+    with pytest.raises(ValueError, match="^“one.txt” holds one story, so there is no story 1: set index to 0.$"):
+        read_story_file(one, 1)
+    for index in (-1, 2):
+        with pytest.raises(ValueError, match=f"holds 2 stories, so there is no story {index}: set .* from 0 to 1.$"):
+            read_story_file(two, index)
+
+
+def test_missing_file_and_folder(tmp_path):
+    (tmp_path / "folder.txt").mkdir()
+    for name in ("none.txt", "folder.txt"):
+        with pytest.raises(ValueError, match=f"^There is no story file “{name}”: check its name and folder.$"):
+            read_stories(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["example.yaml", "example.json", "example.txt"])
+def test_files_near_the_limit_are_read_in_seconds(tmp_path, name):
+    frame = "reading a book under an old oak tree"
+    text = {
+        "example.yaml": f"identity: {FOX}\nframes:\n" + f"- {frame}\n" * 5000,
+        "example.json": json.dumps({"identity": FOX, "frames": [frame] * 5000}, indent=1),
+        "example.txt": f"{FOX}\n\n" + f"{frame}\n" * 5000,
+    }[name]
+    assert read_story_file(write(tmp_path, name, text)).frames.count("\n") == 4999
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="the papers' files are not beside this checkout")
+def test_the_papers_own_files():
+    examples = read_stories(DATA / "story_examples.json")
+    assert len(examples) == 14
+    assert examples[0].identity == "A hyper-realistic digital painting of a 16 years old girl."
+    assert examples[0].frames.splitlines()[2] == "in a city park with autumn leaves"
+    benchmark = read_stories(DATA / "consistory_plus.yaml")
+    assert len(benchmark) == 192
+    assert benchmark[0].title == "animals_0"
+    assert benchmark[0].identity == "A fiery and majestic illustration of A phoenix with bright orange feathers"
+    assert benchmark[21].title == "fairy_tales_0"
+
+
+# The node
+
+
+@pytest.fixture
+def inputs(tmp_path, monkeypatch):
+    """An input folder with stories, and a folder beside it that no name may reach."""
+    folder_paths = pytest.importorskip("folder_paths")
+    folder = tmp_path / "input"
+    (folder / "tales").mkdir(parents=True)
+    (tmp_path / "outside").mkdir()
+    write(folder, "two.json", EXAMPLES)
+    write(folder, "picture.png", b"\x89PNG")
+    write(folder / "tales", "Fox.TXT", f"{FOX}\n\nreading [Mia]\nsailing")
+    write(tmp_path / "outside", "secret.txt", f"{FOX}\n\nreading")
+    os.symlink(tmp_path / "outside" / "secret.txt", folder / "link.txt")
+    os.symlink(tmp_path / "outside", folder / "linked")
+    os.symlink(folder / "none.txt", folder / "broken.txt")
+    monkeypatch.setattr(folder_paths, "get_input_directory", lambda: str(folder))
+    return folder
+
+
+@pytest.fixture
+def load():
+    from onestory.nodes import load
+
+    return load
+
+
+def test_the_picker_lists_the_story_files_inside_the_input_folder(inputs, load):
+    schema = load.OneStoryLoad.define_schema()
+    assert schema.inputs[0].options == ["tales/Fox.TXT", "two.json"]
+
+
+def test_load(inputs, load, caplog):
+    story, title, count = load.OneStoryLoad.execute("tales/Fox.TXT", 0).result
+    assert [f.prompt for f in story.frames] == ["reading [Mia]", "sailing"]
+    assert (title, count) == ("Fox", 1)
+    assert "Frame 1 mentions [Mia], but no character of that name is described" in caplog.text
+    assert load.OneStoryLoad.execute("two.json", 1).result[1:] == ("two 1", 2)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["none.txt", "link.txt", "linked/secret.txt", "../outside/secret.txt", "broken.txt", "picture.png", "", "a\0.txt"],
+)
+def test_only_listed_files_are_opened(inputs, load, name):
+    sentence = f"There is no story file “{name}” in ComfyUI's input folder: put it there, or choose another."
+    assert load.OneStoryLoad.validate_inputs(name, 0) == sentence
+    with pytest.raises(ValueError, match="There is no story file"):
+        load.OneStoryLoad.execute(name, 0)
+
+
+def test_an_absolute_path_is_refused(inputs, load):
+    assert "There is no story file" in load.OneStoryLoad.validate_inputs(str(inputs.parent / "outside/secret.txt"), 0)
+
+
+def test_validation(inputs, load):
+    validate = load.OneStoryLoad.validate_inputs
+    assert validate("two.json", 1) is True
+    assert validate("two.json", 2) == (
+        "“two.json” holds 2 stories, so there is no story 2: set index to a number from 0 to 1."
+    )
+    write(inputs, "bad.yaml", "identity: a fox\nframe: [a]\n")
+    assert validate("bad.yaml", 0) == "“bad.yaml”, line 2 (frame): there is no key “frame” here: write “frames”."
+
+
+def test_links_are_not_validated_before_they_have_run(inputs, load):
+    assert load.OneStoryLoad.validate_inputs(None, None) is True
+    assert load.OneStoryLoad.validate_inputs(None, 5) is True
+    assert load.OneStoryLoad.validate_inputs("two.json", None) is True
+
+
+def test_a_changed_file_is_noticed(inputs, load):
+    fingerprint = load.OneStoryLoad.fingerprint_inputs
+    one, linked = fingerprint("two.json", 0), fingerprint(None, 0)
+    assert (fingerprint("two.json", 0), fingerprint(None, 0)) == (one, linked)
+    write(inputs, "two.json", EXAMPLES + "\n")
+    assert fingerprint("two.json", 0) != one
+    assert fingerprint(None, 0) != linked
+
+
+def test_an_empty_input_folder_says_what_to_do(tmp_path, load, monkeypatch):
+    monkeypatch.setattr(load.folder_paths, "get_input_directory", lambda: str(tmp_path))
+    (only,) = load.OneStoryLoad.define_schema().inputs[0].options
+    assert load.OneStoryLoad.validate_inputs(only, 0) == (
+        "There is no story file yet: put one (.yaml, .yml, .json, .txt) into ComfyUI's input folder and press R."
+    )

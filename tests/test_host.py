@@ -1,0 +1,326 @@
+"""Finding, setting up, linking and running a ComfyUI. Whatever would need the network is faked; processes are real."""
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+from onestory.tools import host
+from onestory.tools.failure import Failure
+
+FAKE_SERVER = """
+import argparse, http.server, os, pathlib, subprocess, sys
+parser = argparse.ArgumentParser()
+parser.add_argument("--port", type=int)
+port = parser.parse_known_args()[0].port
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+pathlib.Path("pids").write_text(f"{os.getpid()} {child.pid}")
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+http.server.HTTPServer(("127.0.0.1", port), Handler).serve_forever()
+"""
+
+
+def make_comfyui(folder: Path, main: str = "", python: bool = True) -> Path:
+    (folder / "comfy").mkdir(parents=True)
+    (folder / "main.py").write_text(main)
+    if python:
+        path = host.venv_python(folder / "venv")
+        path.parent.mkdir(parents=True)
+        path.touch()
+    return folder.resolve()
+
+
+def make_archive(path: Path, *members: tarfile.TarInfo | str) -> Path:
+    with tarfile.open(path, "w:gz") as tar:
+        for member in members:
+            info = tarfile.TarInfo(member) if isinstance(member, str) else member
+            info.size = 0 if info.type != tarfile.REGTYPE else 4
+            tar.addfile(info, io.BytesIO(b"text"))
+    return path
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+
+
+def wait_for(condition, seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def no_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COMFYUI_PATH", raising=False)
+
+
+def test_the_option_comes_before_the_variable_before_the_packs_own_place(no_variable, tmp_path, monkeypatch):
+    option, variable, around = (make_comfyui(tmp_path / name) for name in ("option", "variable", "around"))
+    pack = around / "custom_nodes" / "pack"
+    assert host.find(root=pack).comfyui == around
+    monkeypatch.setenv("COMFYUI_PATH", str(variable))
+    assert host.find(root=pack).comfyui == variable
+    assert host.find(str(option), root=pack).comfyui == option
+
+
+def test_without_a_comfyui_nothing_is_found(no_variable, tmp_path):
+    assert host.find(root=tmp_path / "somewhere" / "pack") is None
+    assert host.find(root=tmp_path / "custom_nodes" / "pack") is None
+
+
+def test_a_folder_without_a_comfyui_is_an_error_that_names_it(no_variable, tmp_path):
+    with pytest.raises(Failure, match="--comfyui: there is no ComfyUI in .*main.py"):
+        host.find(str(tmp_path))
+
+
+def test_a_comfyui_runs_in_its_own_environment_or_in_a_python_that_has_torch(tmp_path, monkeypatch):
+    assert host.find_python(make_comfyui(tmp_path / "a")) == host.venv_python(tmp_path / "a" / "venv")
+    bare = make_comfyui(tmp_path / "b", python=False)
+    assert host.find_python(bare) == Path(sys.executable)
+    monkeypatch.setattr(host.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(Failure, match="Run this command with the Python that starts that ComfyUI"):
+        host.find_python(bare)
+
+
+def test_only_the_vendored_comfyui_is_extracted(tmp_path):
+    names = ("a/README", "a/vendor/ComfyUI/main.py", "a/vendor/ComfyUI/comfy/x.py", "a/vendor/ComfyUI2/main.py")
+    host.extract(make_archive(tmp_path / "a.tar.gz", *names), "a/vendor/ComfyUI", tmp_path / "out")
+    files = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.py"))
+    assert files == ["comfy/x.py", "main.py"]
+
+
+def link(name: str, target: str, kind: bytes) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    return info
+
+
+@pytest.mark.parametrize(
+    "member",
+    [
+        "p/../../escaped",
+        "p//escaped/../../../escaped",
+        link("p/link", "../../escaped", tarfile.SYMTYPE),
+        link("p/link", "a/README", tarfile.LNKTYPE),
+    ],
+    ids=["parent", "deep parent", "symbolic link", "hard link"],
+)
+def test_an_archive_that_leads_elsewhere_is_refused(tmp_path, member):
+    with pytest.raises(Failure, match="no plain file inside it"):
+        host.extract(make_archive(tmp_path / "a.tar.gz", member), "p", tmp_path / "out")
+    assert not (tmp_path / "escaped").exists()
+
+
+def test_an_absolute_path_in_an_archive_is_refused(tmp_path):
+    with pytest.raises(Failure, match="no plain file inside it"):
+        host.extract(make_archive(tmp_path / "a.tar.gz", f"p/{tmp_path}/escaped"), "p", tmp_path / "out")
+    assert not (tmp_path / "escaped").exists()
+
+
+def test_another_archive_than_the_pinned_one_is_refused_with_both_sums(tmp_path):
+    archive = make_archive(tmp_path / "a.tar.gz", "a/README")
+    with pytest.raises(Failure, match=rf"{host.digest(archive)}.*{host.SDIST_SHA256}"):
+        host.check(archive)
+
+
+def fake_steps(monkeypatch: pytest.MonkeyPatch, done: list[str]) -> None:
+    """Replace what needs the network by steps that only leave their files."""
+
+    def make_venv(folder):
+        done.append("venv")
+        host.venv_python(folder).parent.mkdir(parents=True, exist_ok=True)
+        host.venv_python(folder).touch()
+
+    def download(folder, python):
+        done.append("download")
+        names = ("main.py", "comfy/x.py", "requirements.txt")
+        return make_archive(folder / "a.tar.gz", *(f"{host.SDIST_FOLDER}/{name}" for name in names))
+
+    monkeypatch.setattr(host, "make_venv", make_venv)
+    monkeypatch.setattr(host, "download", download)
+    monkeypatch.setattr(host, "check", lambda archive: None)
+    monkeypatch.setattr(host, "install", lambda python, *files: done.append("install"))
+
+
+@pytest.mark.parametrize(
+    ("step", "repeated"),
+    [
+        ("make_venv", ["venv", "download", "install"]),
+        ("download", ["venv", "download", "install"]),
+        ("extract", ["venv", "download", "install"]),
+        ("install", ["venv", "install"]),
+    ],
+)
+def test_a_set_up_that_was_stopped_in_any_step_is_finished_by_the_next(tmp_path, monkeypatch, step, repeated):
+    done: list[str] = []
+    fake_steps(monkeypatch, done)
+    with monkeypatch.context() as patch:
+        whole = getattr(host, step)
+
+        def stopped(*args):
+            whole(*args)
+            raise KeyboardInterrupt
+
+        patch.setattr(host, step, stopped)
+        with pytest.raises(KeyboardInterrupt):
+            host.set_up(tmp_path)
+    assert host.is_stamped(tmp_path / "ComfyUI", host.SDIST_SHA256) == (step == "install")
+    done.clear()
+    made = host.set_up(tmp_path)
+    assert done == repeated
+    assert made.comfyui.is_dir() and host.is_set_up(made)
+    assert not list(tmp_path.glob("download-*"))
+
+
+def test_a_finished_set_up_does_nothing_more(tmp_path, monkeypatch):
+    done: list[str] = []
+    fake_steps(monkeypatch, done)
+    host.set_up(tmp_path)
+    done.clear()
+    started = time.monotonic()
+    host.set_up(tmp_path)
+    assert done == [] and time.monotonic() - started < 0.2
+
+
+def test_a_comfyui_of_another_version_is_moved_aside_not_deleted(tmp_path, monkeypatch):
+    fake_steps(monkeypatch, [])
+    old = host.set_up(tmp_path).comfyui
+    (old / "mine.safetensors").touch()
+    host.stamp(old, "another version")
+    assert not (host.set_up(tmp_path).comfyui / "mine.safetensors").exists()
+    assert [path.name for path in tmp_path.glob("ComfyUI-*/mine.safetensors")] == ["mine.safetensors"]
+
+
+def test_two_runs_do_not_set_up_at_once(tmp_path):
+    script = f"import sys; sys.path.insert(0, {str(host.ROOT)!r})\nfrom pathlib import Path\nfrom tools import host\n"
+    script += f"with host.lock(Path({str(tmp_path)!r})): print('in', flush=True)"
+    with host.lock(tmp_path):
+        other = subprocess.Popen(
+            [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert "waiting" in other.stderr.readline()
+        assert other.poll() is None
+    assert other.communicate(timeout=20)[0] == "in\n"
+
+
+def test_uv_gets_pips_settings(tmp_path, monkeypatch):
+    config = tmp_path / "pip.conf"
+    config.write_text(
+        "[global]\nindex-url = http://index/simple\nextra-index-url = http://one http://two\nfind-links = /a /b\n"
+    )
+    for name in [name for name in os.environ if name.startswith("PIP_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_CONFIG_FILE", str(config))
+    monkeypatch.setenv("PIP_CERT", "/cert.pem")
+    if subprocess.run([sys.executable, "-m", "pip", "--version"], capture_output=True).returncode:
+        pytest.skip("this environment has no pip")
+    settings = host.uv_settings(Path(sys.executable))
+    assert settings["UV_DEFAULT_INDEX"] == "http://index/simple"
+    assert settings["UV_INDEX"] == "http://one http://two"
+    assert settings["UV_FIND_LINKS"] == "/a,/b"
+    assert settings["SSL_CERT_FILE"] == "/cert.pem"
+
+
+def test_the_pack_is_linked_once_under_whatever_name_it_has(tmp_path):
+    pack = tmp_path / "pack"
+    pack.mkdir()
+    this = host.Host(make_comfyui(tmp_path / "comfyui"), Path(sys.executable))
+    assert host.link_pack(this, pack) == "onestory"
+    assert (this.comfyui / "custom_nodes" / "onestory").resolve() == pack
+    assert host.link_pack(this, pack) == "onestory"
+    (this.comfyui / "custom_nodes" / "onestory").rename(this.comfyui / "custom_nodes" / "ComfyUI-OneStory")
+    assert host.link_pack(this, pack) == "ComfyUI-OneStory"
+
+
+def test_linking_leaves_what_it_finds_alone(tmp_path):
+    this = host.Host(make_comfyui(tmp_path / "comfyui"), Path(sys.executable))
+    other = this.comfyui / "custom_nodes" / "onestory"
+    other.mkdir(parents=True)
+    (other / "theirs.py").touch()
+    with pytest.raises(Failure, match="is not this copy of the pack"):
+        host.link_pack(this, tmp_path)
+    assert (other / "theirs.py").exists()
+
+
+def test_a_server_is_stopped_with_its_children_when_the_block_fails(tmp_path, monkeypatch):
+    this = host.Host(make_comfyui(tmp_path / "comfyui", FAKE_SERVER), Path(sys.executable))
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with pytest.raises(ZeroDivisionError), host.running(this, folder, cpu=True):
+        pids = [int(pid) for pid in (folder / "pids").read_text().split()]
+        assert all(map(is_running, pids))
+        raise ZeroDivisionError
+    wait_for(lambda: not any(map(is_running, pids)))
+
+
+def test_a_server_that_dies_shows_the_end_of_its_log(tmp_path):
+    main = "import sys; print('one'); sys.exit('no such device')"
+    this = host.Host(make_comfyui(tmp_path / "comfyui", main), Path(sys.executable))
+    with pytest.raises(Failure, match=r"(?s)exit code 1 .*one\nno such device"), host.running(this, tmp_path, cpu=True):
+        pass
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_server_is_stopped_by_ctrl_c_and_termination(tmp_path, number):
+    comfyui = make_comfyui(tmp_path / "comfyui", FAKE_SERVER)
+    script = f"""
+        import signal, sys, time
+        sys.path.insert(0, {str(host.ROOT)!r})
+        from pathlib import Path
+        from tools import host
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))
+        this = host.Host(Path({str(comfyui)!r}), Path(sys.executable))
+        with host.running(this, Path({str(tmp_path)!r}), cpu=True):
+            print("up", flush=True)
+            time.sleep(600)
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(script)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    assert process.stdout.readline() == b"up\n"
+    pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
+    process.send_signal(number)
+    process.wait(20)
+    wait_for(lambda: not any(map(is_running, pids)))
+
+
+def test_the_real_host_answers_and_sees_the_pack_and_the_checkpoint(server):
+    assert server.get("/system_stats")["devices"]
+    assert server.choices("OneStorySVR", "variant") == ["released", "paper"]
+    assert "onestory_random.safetensors" in server.choices("CheckpointLoaderSimple", "ckpt_name")
+    assert server.choices("NoSuchNode", "x") is None
+
+
+def test_the_random_checkpoint_makes_sane_latents_that_depend_on_the_prompt(sd):
+    import torch
+
+    import nodes
+
+    fox, owl, empty = (nodes.CLIPTextEncode().encode(sd.clip, text)[0] for text in ("a red fox", "an owl", ""))
+    norms = fox[0][0].norm(dim=-1)
+    assert torch.all((norms > 27) & (norms < 29))
+    latent = {"samples": torch.zeros(1, 4, 16, 16)}
+    a, b = (
+        nodes.KSampler().sample(sd.model, 1, 4, 7.0, "euler", "normal", text, empty, latent)[0]["samples"]
+        for text in (fox, owl)
+    )
+    assert 0.5 < a.std() < 5 and (a - b).norm() > 0.1 * a.norm()
+    blocks = [name for name, _ in sd.model.model.diffusion_model.named_modules() if name.endswith(".attn2")]
+    assert {name.partition("_blocks")[0].partition("_block")[0] for name in blocks} == {"input", "middle", "output"}

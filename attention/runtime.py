@@ -2,7 +2,8 @@
 
 Nodes leave only immutable settings in `transformer_options["onestory"]` and three wrappers under one key. While
 sampling, the conditioning's records say which rows of a batch hold which frames; everything a forward pass needs lives
-in an object of its own. No state outlives a forward pass and none is global.
+in an object of its own. No state outlives a forward pass and none is global; what Attention Recorder's recording has
+seen is the graph's.
 """
 
 import hashlib
@@ -33,6 +34,7 @@ from .self_attention import (
     tile_gathers,
     tiles_of,
 )
+from .view import View, identity_columns, identity_mass, layer_size
 
 
 class Patches(NamedTuple):
@@ -40,6 +42,7 @@ class Patches(NamedTuple):
 
     ipca: tuple[IPCA, ...] = ()
     self_attention: tuple[SelfAttention, ...] = ()
+    views: tuple[View, ...] = ()
 
 
 class Placement(NamedTuple):
@@ -52,7 +55,8 @@ class Placement(NamedTuple):
 class Step(NamedTuple):
     """What one evaluation of the model has to know. `stories` are by the uuid of their conditioning.
 
-    It is number `number` of `steps`, and its batch has a row for each of `frames`, that show `characters`.
+    It is number `number` of `steps`, and its batch has a row for each of `frames`, that show `characters`. The latent
+    pictures are of `size`, height and width.
     """
 
     patches: Patches
@@ -61,11 +65,12 @@ class Step(NamedTuple):
     steps: int
     frames: tuple[int, ...]
     characters: Characters
+    size: tuple[int, ...]
 
 
-def patch(model: Any, **added: IPCA | SelfAttention) -> Any:
-    """A clone of the `ModelPatcher` with one more setting of a kind (`ipca` or `self_attention`), behind those
-    it has.
+def patch(model: Any, **added: IPCA | SelfAttention | View) -> Any:
+    """A clone of the `ModelPatcher` with one more setting of a kind (`ipca`, `self_attention` or `views`), behind
+    those it has.
 
     A model whose attention is not a Stable Diffusion U-Net's comes back as it is, with a warning.
     """
@@ -121,6 +126,8 @@ def outer_sample(executor: Any, noise: Tensor, *args: Any, **kwargs: Any) -> Ten
             )
         for own in patches.self_attention:
             check_complete(own, record)
+    for view in patches.views:
+        view.recording.begin(records)
     return executor(noise, *args, **kwargs)
 
 
@@ -152,7 +159,7 @@ def predict_noise(
     conds = [c for _, c in positive(guider.conds) if KEY in c]
     stories = {c["uuid"]: Placement(c[KEY], c["cross_attn"].shape[1]) for c in conds}
     number, steps = 0, 0
-    if any(p.start_percent > 0 or p.end_percent < 1 for p in (*patches.ipca, *patches.self_attention)):
+    if any(p.start_percent > 0 or p.end_percent < 1 for kind in patches for p in kind):
         sigma = float(timestep[0])
         to_sigma = guider.inner_model.model_sampling.percent_to_sigma
         patches = Patches(
@@ -167,7 +174,7 @@ def predict_noise(
     record = next((c[KEY] for c in conds if len(c[KEY].rows) == rows), None)
     frames = tuple(row.frame for row in record.rows) if record else tuple(range(rows))
     characters = record.characters if record else (("",),) * rows
-    step = Step(patches, stories, number, steps, frames, characters)
+    step = Step(patches, stories, number, steps, frames, characters, tuple(x.shape[-2:]))
     return executor(x, timestep, {**model_options, "transformer_options": {**options, KEY: step}}, seed)
 
 
@@ -194,7 +201,7 @@ def diffusion_model(
     """Once a forward pass: see which rows hold which frames, and listen for the attention calls."""
     step = transformer_options.get(KEY)
     if isinstance(step, Step):
-        forward = Forward(step, transformer_options, x.shape[0], context)
+        forward = Forward(step, transformer_options, x, context)
         if forward.on:
             transformer_options = forward.listen(transformer_options)
     return executor(x, timesteps, context, y, control, transformer_options, **kwargs)
@@ -215,14 +222,16 @@ class Forward:
     that is given `transformer_options`, then knows which layer it serves.
     """
 
-    def __init__(self, step: Step, transformer_options: dict[str, Any], batch: int, context: Tensor):
+    def __init__(self, step: Step, transformer_options: dict[str, Any], x: Tensor, context: Tensor):
         self.step = step
-        self.batch = batch
+        self.batch = batch = x.shape[0]
+        self.size = tuple(x.shape[-2:])
         self.tokens = context.shape[1]
         self.next: tuple[str, int, int] | None = None
         self.previous = transformer_options.get("optimized_attention_override")
         self.biases: dict[Any, Tensor] = {}
         self.gathers: dict[Any, list[Gather]] = {}
+        self.columns: dict[int, Tensor] = {}
         uuids = transformer_options["uuids"]
         rows = batch // len(uuids)
         self.chunks = [Chunk(i * rows, (i + 1) * rows, self.place(uuid, rows)) for i, uuid in enumerate(uuids)]
@@ -233,8 +242,8 @@ class Forward:
                 rows,
                 len(step.frames),
             )
-        ipca = bool(step.patches.ipca) and any(chunk.placement for chunk in self.chunks)
-        self.on = ipca or (bool(step.patches.self_attention) and self.whole and rows > 1)
+        cross = bool(step.patches.ipca or step.patches.views) and any(chunk.placement for chunk in self.chunks)
+        self.on = cross or (bool(step.patches.self_attention) and self.whole and rows > 1)
 
     def place(self, uuid: Any, rows: int) -> Placement | None:
         placement = self.step.stories.get(uuid)
@@ -276,8 +285,9 @@ class Forward:
     ) -> Tensor:
         layer, self.next = self.next, None
         attention = partial(self.previous, func) if self.previous else func
-        kwargs["mask"] = mask
         bias = self.bias(layer, q, k)
+        self.watch(layer, func, q, k, heads, bias, **kwargs)
+        kwargs["mask"] = mask
         if bias is not None:
             return biased_attention(attention, q, k, v, heads, bias, **kwargs)
         gathers = self.sources(layer, q, k)
@@ -290,11 +300,12 @@ class Forward:
         layer, self.next = self.next, None
         out = patch(q, k, v, extra_options)
         bias = self.bias(layer, q, k)
+        heads, attention = extra_options["n_heads"], comfy.ldm.modules.attention.optimized_attention
+        options = {"attn_precision": extra_options["attn_precision"]}
+        self.watch(layer, attention, q, k, heads, bias, **options)
         if bias is None:
             return out
-        heads = extra_options["n_heads"]
-        options = {"attn_precision": extra_options["attn_precision"], "transformer_options": extra_options}
-        attention = comfy.ldm.modules.attention.optimized_attention
+        options["transformer_options"] = extra_options
         return out + biased_attention(attention, q, k, v, heads, bias, **options) - attention(q, k, v, heads, **options)
 
     def bias(self, layer: tuple[str, int, int] | None, q: Tensor, k: Tensor) -> Tensor | None:
@@ -326,6 +337,41 @@ class Forward:
             self.biases[key] = bias
         return bias
 
+    def watch(
+        self,
+        layer: tuple[str, int, int] | None,
+        attention: Callable[..., Tensor],
+        q: Tensor,
+        k: Tensor,
+        heads: int,
+        bias: Tensor | None,
+        **kwargs: Any,
+    ) -> None:
+        """Let the views see where a cross-attention layer looks; parts of a picture (areas) are not seen."""
+        if not self.step.patches.views or layer is None or layer[0] != "attn2" or k.shape[-2] != self.tokens:
+            return
+        recordings = [view.recording for view in self.step.patches.views if selects(view.blocks, layer[1:])]
+        size = layer_size(q.shape[-2], *self.size) if self.size == self.step.size else None
+        if not recordings or size is None:
+            return
+        for start, stop, placement in self.chunks:
+            if placement is None:
+                continue
+            record, own = placement
+            if start not in self.columns:
+                self.columns[start] = identity_columns(record.rows, own, self.tokens // own).to(q)
+            mass = identity_mass(
+                attention,
+                q[start:stop],
+                k[start:stop],
+                heads,
+                self.columns[start],
+                None if bias is None else bias[start:stop],
+                **kwargs,
+            )
+            for recording in recordings:
+                recording.add(record, mass.unflatten(1, size))
+
     def sources(self, layer: tuple[str, int, int] | None, q: Tensor, k: Tensor) -> list[Gather] | None:
         """What the rows of a self-attention layer look at, or None where they look only at themselves."""
         if layer is None or layer[0] != "attn1" or not self.whole:
@@ -335,12 +381,12 @@ class Forward:
         if own is None or not round(own.sampling_rate * tokens):
             return None
         step, characters = self.step, self.step.characters
-        chance = probability(own.probability, step.number, step.steps)
-        if torch.rand((), generator=seeded(own.seed, step.number, layer)) >= chance:
-            return None
-        if k.shape[0] != self.batch:
+        if not q.shape[0] == k.shape[0] == self.batch:
             if step.number == 0:
                 logging.warning("OneStory: another patch cuts block %s.%d, so it is left as it is.", *layer[1:3])
+            return None
+        chance = probability(own.probability, step.number, step.steps)
+        if torch.rand((), generator=seeded(own.seed, step.number, layer)) >= chance:
             return None
         key = (own, tokens)
         if key not in self.gathers:

@@ -4,13 +4,20 @@ Frames are rows of one batch. A frame attends to its own tokens and to tokens sa
 Every token is projected once; keys and values are then gathered by flat position, row * tokens + token.
 """
 
+import math
+from collections import Counter
 from collections.abc import Callable
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .blocks import Blocks
+
+GATHERED = 2**27
+GATHERED_ON_CPU = 2**25
+"""How many bytes of keys and values are gathered at a time. A GPU needs many rows at once to be busy."""
 
 Characters = tuple[tuple[str, ...], ...]
 """For each frame of the story, who it shows."""
@@ -31,9 +38,10 @@ class SelfAttention(NamedTuple):
 
 
 class Gather(NamedTuple):
-    """One attention call: `rows` [n] of the batch look at the keys at `keys` [n, count], or at their own if None."""
+    """The batch's rows `start` to `stop` look at the keys at `keys` [rows, count], or at their own if None."""
 
-    rows: Tensor
+    start: int
+    stop: int
     keys: Tensor | None
 
 
@@ -88,21 +96,17 @@ def anchor_gathers(
     """Variant "anchors" (the released code): own tokens and those sampled from each source frame.
 
     `frames` are the frames of one chunk's rows, `starts` each chunk's first row; `samples(frame)` are positions [n].
-    Rows with equally many sources share a call.
+    Neighbouring rows with equally many sources share a gather.
     """
     row_of = {frame: i for i, frame in enumerate(frames)}
-    sampled = {s: samples(s).to(device) for s in {s for frame in frames for s in sources[frame]}}
-    own = torch.arange(tokens, device=device)
-    calls: dict[int, list[tuple[int, Tensor]]] = {}
-    for i, frame in enumerate(frames):
-        index = torch.cat([own + i * tokens] + [sampled[s] + row_of[s] * tokens for s in sources[frame]])
-        calls.setdefault(len(sources[frame]), []).append((i, index))
-    gathers = []
-    for count, call in calls.items():
-        rows = torch.tensor([start + i for start in starts for i, _ in call], device=device)
-        index = torch.stack([index for _, index in call])
-        gathers.append(Gather(rows, torch.cat([index + start * tokens for start in starts]) if count else None))
-    return gathers
+    sampled = {s: samples(s) + row_of[s] * tokens for s in sorted({s for frame in frames for s in sources[frame]})}
+    own = torch.arange(tokens)
+    runs: list[tuple[int, int, Tensor | None]] = []
+    for count, run in groupby(range(len(frames)), key=lambda i: len(sources[frames[i]])):
+        rows = list(run)
+        keys = [torch.cat([own + i * tokens, *(sampled[s] for s in sources[frames[i]])]) for i in rows]
+        runs.append((rows[0], rows[-1] + 1, torch.stack(keys) if count else None))
+    return in_every_chunk(runs, starts, tokens, device)
 
 
 def tile_gathers(
@@ -119,42 +123,72 @@ def tile_gathers(
     own, look at themselves.
     """
     row_of = {frame: i for i, frame in enumerate(frames)}
-    own = torch.arange(tokens, device=device)
-    gathers = []
-    alone = [row_of[f] for f in frames if not any(f in tile for tile in tiles if len(tile) > 1)]
-    if alone:
-        gathers.append(Gather(torch.tensor([start + i for start in starts for i in alone], device=device), None))
+    own = torch.arange(tokens)
+    tiles = [tile for tile in tiles if len(tile) > 1]
+    runs: list[tuple[int, int, Tensor | None]] = []
+    for alone in neighbours([row_of[f] for f in frames if not any(f in tile for tile in tiles)]):
+        runs.append((alone[0], alone[-1] + 1, None))
     for tile in tiles:
-        if len(tile) == 1:
-            continue
-        rows = torch.tensor([row_of[f] for f in tile], device=device)
-        position = samples(tile).to(device)
-        shared = rows[position // tokens] * tokens + position % tokens
-        index = torch.cat([shared.expand(len(tile), -1), rows[:, None] * tokens + own], dim=1)
-        gathers.append(
-            Gather(
-                torch.cat([rows + start for start in starts]), torch.cat([index + start * tokens for start in starts])
-            )
-        )
-    return gathers
+        position = samples(tile)
+        shared = torch.tensor([row_of[f] for f in tile])[position // tokens] * tokens + position % tokens
+        for rows in neighbours([row_of[f] for f in tile]):
+            keys = torch.stack([torch.cat([shared, own + i * tokens]) for i in rows])
+            runs.append((rows[0], rows[-1] + 1, keys))
+    return in_every_chunk(runs, starts, tokens, device)
+
+
+def neighbours(rows: list[int]) -> list[list[int]]:
+    """The rows, cut where they don't follow each other."""
+    return [[i for _, i in run] for _, run in groupby(enumerate(sorted(rows)), key=lambda item: item[1] - item[0])]
+
+
+def in_every_chunk(
+    runs: list[tuple[int, int, Tensor | None]], starts: list[int], tokens: int, device: torch.device
+) -> list[Gather]:
+    """The gathers of one chunk's runs of rows (first, last + 1, keys) for all chunks, with keys on the device."""
+    gathers = []
+    for first, stop, keys in runs:
+        if keys is not None:
+            keys = keys.to(device, non_blocking=device.type == "cuda")
+        gathers.append([Gather(s + first, s + stop, keys if keys is None else keys + s * tokens) for s in starts])
+    if len(gathers) == 1 and runs[0][2] is not None:
+        whole = torch.cat([gather.keys for gather in gathers[0] if gather.keys is not None])
+        return [Gather(gathers[0][0].start, gathers[0][-1].stop, whole)]
+    return [gather for run in gathers for gather in run]
 
 
 def consistent_attention(
     attention: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, heads: int, gathers: list[Gather], **kwargs: Any
 ) -> Tensor:
-    """Attention of every row over its gathered keys and values; rows in several calls get the average.
+    """Attention of every row over its gathered keys and values; rows in several gathers get the average.
 
     q: [rows, queries, channels], k and v: [rows, tokens, channels]. `attention` is any of ComfyUI's functions.
+    A few rows are gathered at a time.
     """
-    out: Tensor | None = None
-    counts = torch.zeros(q.shape[0], device=q.device)
     flat_k, flat_v = k.flatten(0, 1), v.flatten(0, 1)
-    for rows, keys in gathers:
-        seen_k, seen_v = (k[rows], v[rows]) if keys is None else (flat_k[keys], flat_v[keys])
-        result = attention(q[rows], seen_k, seen_v, heads, **kwargs)
-        if out is None:
-            out = torch.zeros(q.shape[0], *result.shape[1:], dtype=result.dtype, device=q.device)
-        out.index_add_(0, rows, result)
-        counts.index_add_(0, rows, torch.ones_like(rows, dtype=counts.dtype))
+    times = Counter(row for gather in gathers for row in range(gather.start, gather.stop))
+    limit = GATHERED_ON_CPU if k.device.type == "cpu" else GATHERED
+    out: Tensor | None = None
+    for first, last, keys in gathers:
+        size = last - first
+        if keys is not None:
+            most = max(1, limit // (2 * keys.shape[1] * k.shape[2] * k.element_size()))
+            size = math.ceil(size / math.ceil(size / most))
+        for start in range(first, last, size):
+            stop = min(start + size, last)
+            if keys is None:
+                seen = k[start:stop], v[start:stop]
+            else:
+                index = keys[start - first : stop - first]
+                seen = tuple(x.index_select(0, index.flatten()).unflatten(0, index.shape) for x in (flat_k, flat_v))
+            result = attention(q[start:stop], *seen, heads, **kwargs)
+            if stop - start == len(q) and len(gathers) == 1:
+                return result
+            if out is None:
+                out = result.new_zeros(len(q), *result.shape[1:])
+            out[start:stop] += result
     assert out is not None
-    return out / counts[:, None, None].to(out)
+    for row, count in times.items():
+        if count > 1:
+            out[row] /= count
+    return out

@@ -2,7 +2,9 @@
 
 from comfy_api.latest import ComfyExtension, io
 
+from .attention_view import OneStoryAttentionRecorder, OneStoryAttentionView
 from .board import OneStoryBoard
+from .inspect import OneStoryInspect
 from .ipca import OneStoryIPCA
 from .latent import OneStoryLatent
 from .load import OneStoryLoad
@@ -27,6 +29,9 @@ class OneStoryExtension(ComfyExtension):
             OneStorySplit,
             OneStoryJoin,
             OneStoryBoard,
+            OneStoryInspect,
+            OneStoryAttentionRecorder,
+            OneStoryAttentionView,
         ]
 
 

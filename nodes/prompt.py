@@ -12,6 +12,7 @@ from comfy_api.latest import io
 
 from ..story.script import Story
 from ..svr.consolidate import Prompt, consolidate
+from ..svr.inspect import annotate, token_texts
 from ..svr.record import KEY
 from .types import CATEGORY, STORY
 
@@ -85,6 +86,7 @@ class OneStoryPrompt(io.ComfyNode):
         encoded = [encode(clip, prompt, progress) for prompt in prompts]
         encoded_alone = [encode(clip, prompt, progress) for prompt in alone]
 
+        texts = [read(clip, prompt, encoders) for prompt in prompts]
         conditioning = []
         for i, (_, options) in enumerate(encoded[0]):
             embeds = torch.cat([encoded[p][i][0] for p in chosen])
@@ -94,7 +96,8 @@ class OneStoryPrompt(io.ComfyNode):
             pooled_output = torch.cat(rows)
             if pooled == "zero":
                 pooled_output = torch.zeros_like(pooled_output)
-            conditioning.append([embeds, {**options, "pooled_output": pooled_output, KEY: record}])
+            annotated = annotate(record, [texts[p] for p in chosen], embeds)
+            conditioning.append([embeds, {**options, "pooled_output": pooled_output, KEY: annotated}])
         return io.NodeOutput(conditioning)
 
 
@@ -103,3 +106,14 @@ def encode(clip: CLIP, prompt: Prompt, progress: comfy.utils.ProgressBar) -> lis
     schedule = clip.encode_from_tokens_scheduled(prompt.tokens, show_pbar=False)
     progress.update(1)
     return schedule
+
+
+def read(clip: CLIP, prompt: Prompt, encoders: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
+    """The text of every token, for each encoder."""
+    return tuple(
+        token_texts(
+            [token if isinstance(token, int) else None for token, _ in prompt.tokens[name][0]],
+            lambda token: clip.tokenizer.untokenize([(token, 1.0)])[0][1],
+        )
+        for name in encoders
+    )

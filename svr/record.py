@@ -26,11 +26,17 @@ class Spans(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One row of the embedding: it draws `frame`, from a prompt that holds the frame prompts of `window`."""
+    """One row of the embedding: it draws `frame`, from a prompt that holds the frame prompts of `window`.
+
+    For each text encoder and token, `texts` has what it reads as, with a space behind the end of a word, and `norms`
+    the length of its vector as the encoder gave it, before any reweighting.
+    """
 
     frame: int
     window: tuple[int, ...]
     spans: tuple[Spans, ...]
+    texts: tuple[tuple[str, ...], ...] = ()
+    norms: tuple[tuple[float, ...], ...] = ()
 
     @property
     def expressed(self) -> int:

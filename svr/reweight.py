@@ -3,9 +3,13 @@
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .record import Record, Row, Span
+
+HIGHEST = 1e150
+"""The square of it is still a number."""
 
 
 def naive_reweight(embeds: Tensor, record: Record, express: float = 2.0, suppress: float = 0.5) -> Tensor:
@@ -37,71 +41,98 @@ def singular_value_reweight(
     embeds: [rows, tokens, channels]; a copy in the same type comes back. `variant` "released" suppresses the others
     in the window's order and then expresses; "paper" expresses first. With `eot` "scale" the EOT set is multiplied by
     0.9 in every call instead of being reweighted. Raises `ValueError` when a row is not finite afterwards.
+
+    A call multiplies tokens from the left, X' = A X, and A follows from X X^T alone. So the calls work on M, the
+    product of the As so far, and on G = M C C^T M^T, both [tokens, tokens] for any encoder; C is needed at the ends
+    only. Rows of equal C share their calls for as long as these are equal too.
     """
-    out = embeds.to(torch.float64, copy=True)
-    largest = torch.finfo(embeds.dtype).max
-    for e, encoder in enumerate(record.encoders):
-        part = out[:, :, slice(*encoder.channels)]
-        calls = [calls_of(row, e, variant) for row in record.rows]
-        for step in range(max(map(len, calls))):
-            rows = [i for i, call in enumerate(calls) if step < len(call)]
-            express = [calls[i][step].express for i in rows]
-            alpha = out.new_tensor([express_alpha if e else -suppress_alpha for e in express])
-            beta = out.new_tensor([express_beta if e else suppress_beta for e in express])
-            spans = [[calls[i][step].span] for i in rows]
-            for i, span in zip(rows, spans):
-                if eot == "scale":
-                    part[i, slice(*record.rows[i].spans[e].eot)] *= 0.9
-                else:
-                    span.append(record.rows[i].spans[e].eot)
-            peak = reweight(part, rows, spans, alpha, beta)
-            for n, i in enumerate(rows):
-                if not peak[n] <= largest:
-                    parameters = (
-                        {"express_alpha": express_alpha, "express_beta": express_beta}
-                        if calls[i][step].express
-                        else {"suppress_alpha": suppress_alpha, "suppress_beta": suppress_beta}
-                    )
-                    values = " or ".join(f"{name} ({value:g})" for name, value in parameters.items())
-                    raise ValueError(
-                        f"SVR makes frame {record.rows[i].frame + 1}'s embedding overflow: lower {values}; "
-                        "the papers' values are express_alpha 0.01, express_beta 1, suppress_alpha 0.01, "
-                        "suppress_beta 0.05."
-                    )
-    return out.to(embeds.dtype)
+    C = embeds.to("cpu", torch.float64, copy=True)
+    parts = {
+        (e, i): C[i, : record.tokens, slice(*encoder.channels)]
+        for e, encoder in enumerate(record.encoders)
+        for i in range(len(record.rows))
+    }
+    calls = {(e, i): calls_of(record.rows[i], e, variant, eot) for e, i in parts}
+    gains = {True: (express_alpha, express_beta), False: (-suppress_alpha, suppress_beta)}
+    largest = min(torch.finfo(embeds.dtype).max, HIGHEST)
+
+    equal = equal_rows(C, record)
+    firsts = [(e, i) for e, i in parts if equal[i] == i]
+    state = {(e, i): firsts.index((e, equal[i])) for e, i in parts}
+    # One token more than there are, a zero one, evens out the lengths of the calls.
+    G = torch.stack([F.pad(parts[at] @ parts[at].mT, (0, 1, 0, 1)) for at in firsts])
+    M = torch.eye(record.tokens + 1, dtype=C.dtype).repeat(len(G), 1, 1)
+    for step in range(max(map(len, calls.values()))):
+        branches: dict[tuple[int, Call | None], list[tuple[int, int]]] = {}
+        for at, own in calls.items():
+            branches.setdefault((state[at], own[step] if step < len(own) else None), []).append(at)
+        parents = [parent for parent, _ in branches]
+        G, M = G[parents], M[parents]
+        reweight(G, M, [call for _, call in branches], gains)
+        norms = G.diagonal(dim1=1, dim2=2).amax(1).sqrt().tolist()
+        for n, ((_, call), members) in enumerate(branches.items()):
+            state.update(dict.fromkeys(members, n))
+            # No value is larger than its token's norm.
+            if call and not norms[n] <= largest and not (M[n, :-1, :-1] @ parts[members[0]]).abs().amax() <= largest:
+                raise ValueError(overflow(record.rows[members[0][1]].frame, call.express, gains[call.express]))
+
+    for (e, i), part in parts.items():
+        start = record.rows[i].spans[e].identity.stop
+        part[start:] = M[state[e, i], start:-1, start:-1] @ part[start:]
+    return C.to(embeds)
 
 
 class Call(NamedTuple):
-    """One SVR call on the tokens of one frame prompt and the EOT set."""
+    """One SVR call on the tokens at `positions`; those of `scaled` are multiplied by 0.9."""
 
-    span: Span
+    positions: tuple[int, ...]
+    scaled: Span
     express: bool
 
 
-def calls_of(row: Row, encoder: int, variant: str) -> list[Call]:
+def calls_of(row: Row, encoder: int, variant: str, eot: str) -> list[Call]:
     """The calls for one row in their order, which matters: every one of them rewrites the EOT set."""
-    spans = row.spans[encoder].frames
-    express = [Call(spans[row.expressed], True)]
-    suppress = [Call(span, False) for k, span in enumerate(spans) if k != row.expressed]
-    return suppress + express if variant == "released" else express + suppress
+    spans = row.spans[encoder]
+    reweighted, scaled = (spans.eot, Span(0, 0)) if eot == "reweight" else (Span(0, 0), spans.eot)
+    calls = [Call((*range(*span), *range(*reweighted)), scaled, False) for span in spans.frames]
+    express = calls.pop(row.expressed)._replace(express=True)
+    return [*calls, express] if variant == "released" else [express, *calls]
 
 
-def reweight(x: Tensor, rows: list[int], spans: list[list[Span]], alpha: Tensor, beta: Tensor) -> Tensor:
-    """s' = beta * exp(alpha * s) * s on the singular values s of X, each row's tokens in its spans, in place.
+def equal_rows(embeds: Tensor, record: Record) -> list[int]:
+    """For each row the first one that equals it, in its embedding and in where things stand; mostly itself or 0."""
+    first: dict[tuple, int] = {}
+    candidates = [first.setdefault(row.spans, i) for i, row in enumerate(record.rows)]
+    return [j if torch.equal(embeds[i], embeds[j]) else i for i, j in enumerate(candidates)]
 
-    With G = X X^T = U S^2 U^T, X' = U S' V^T = U diag(beta * exp(alpha * s)) U^T X, so no SVD is needed. Zero rows
-    even out the lengths: they add a zero block to G and change nothing else.
-    x: [rows, tokens, channels], alpha and beta: [rows]. Returns the largest absolute value of each X', NaN included.
+
+def reweight(G: Tensor, M: Tensor, calls: list[Call | None], gains: dict[bool, tuple[float, float]]) -> None:
+    """s' = beta * exp(alpha * s) * s on the singular values s of X, a call's tokens: G' = A G A^T and M' = A M.
+
+    With X X^T = U S^2 U^T, X' = U S' V^T = U diag(beta * exp(alpha * s)) U^T X = A X, so no SVD is needed. G and M:
+    [calls, tokens, tokens], in place; the last token is zero and stays it. `gains`: alpha and beta by `Call.express`.
     """
-    positions = [[p for span in s for p in range(*span)] for s in spans]
-    n = max(map(len, positions))
-    index = torch.tensor([p + [0] * (n - len(p)) for p in positions], device=x.device)
-    valid = torch.tensor([[True] * len(p) + [False] * (n - len(p)) for p in positions], device=x.device)
-    row = torch.tensor(rows, device=x.device)[:, None].expand_as(index)
-
-    X = x[row, index] * valid[:, :, None]
-    squares, U = torch.linalg.eigh(X @ X.mT)
+    chosen = [(n, call) for n, call in enumerate(calls) if call]
+    longest = max(len(call.positions) for _, call in chosen)
+    index = torch.tensor([[*call.positions, *[-1] * (longest - len(call.positions))] for _, call in chosen])
+    row = torch.tensor([n for n, _ in chosen])[:, None]
+    alpha, beta = G.new_tensor([gains[call.express] for _, call in chosen]).T
+    squares, U = torch.linalg.eigh(G[row[:, :, None], index[:, :, None], index[:, None, :]])
     gain = beta[:, None] * torch.exp(alpha[:, None] * squares.clamp(min=0).sqrt())
-    X = (U * gain[:, None, :]) @ (U.mT @ X)
-    x[row[valid], index[valid]] = X[valid]
-    return X.abs().amax(dim=(1, 2))
+    A = (U * gain[:, None, :]) @ U.mT
+    G[row, index] = A @ G[row, index]
+    G[row, :, index] = A @ G[row, :, index]
+    M[row, index] = A @ M[row, index]
+    for n, call in chosen:
+        for x in (G[n], G[n].mT, M[n]):
+            x[slice(*call.scaled)] *= 0.9
+    G[:, -1] = G[:, :, -1] = M[:, -1] = 0
+
+
+def overflow(frame: int, express: bool, gain: tuple[float, float]) -> str:
+    kind = "express" if express else "suppress"
+    return (
+        f"SVR makes frame {frame + 1}'s embedding overflow: lower {kind}_alpha ({abs(gain[0]):g}) or "
+        f"{kind}_beta ({gain[1]:g}); the papers' values are express_alpha 0.01, express_beta 1, suppress_alpha 0.01, "
+        "suppress_beta 0.05."
+    )

@@ -136,8 +136,8 @@ def test_an_absolute_path_in_an_archive_is_refused(tmp_path):
 
 def test_another_archive_than_the_pinned_one_is_refused_with_both_sums(tmp_path):
     archive = make_archive(tmp_path / "a.tar.gz", "a/README")
-    with pytest.raises(Failure, match=rf"{host.digest(archive)}.*{host.SDIST_SHA256}"):
-        host.check(archive)
+    with pytest.raises(Failure, match=rf"{host.digest(archive)}.*{host.NEWEST.sha256}"):
+        host.check(archive, host.NEWEST)
 
 
 def fake_steps(monkeypatch: pytest.MonkeyPatch, done: list[str]) -> None:
@@ -148,14 +148,14 @@ def fake_steps(monkeypatch: pytest.MonkeyPatch, done: list[str]) -> None:
         host.venv_python(folder).parent.mkdir(parents=True, exist_ok=True)
         host.venv_python(folder).touch()
 
-    def download(folder, python):
+    def download(folder, python, source):
         done.append("download")
         names = ("main.py", "comfy/x.py", "requirements.txt")
-        return make_archive(folder / "a.tar.gz", *(f"{host.SDIST_FOLDER}/{name}" for name in names))
+        return make_archive(folder / "a.tar.gz", *(f"{source.folder}/{name}" for name in names))
 
     monkeypatch.setattr(host, "make_venv", make_venv)
     monkeypatch.setattr(host, "download", download)
-    monkeypatch.setattr(host, "check", lambda archive: None)
+    monkeypatch.setattr(host, "check", lambda archive, source: None)
     monkeypatch.setattr(host, "install", lambda python, *files: done.append("install"))
 
 
@@ -181,7 +181,7 @@ def test_a_set_up_that_was_stopped_in_any_step_is_finished_by_the_next(tmp_path,
         patch.setattr(host, step, stopped)
         with pytest.raises(KeyboardInterrupt):
             host.set_up(tmp_path)
-    assert host.is_stamped(tmp_path / "ComfyUI", host.SDIST_SHA256) == (step == "install")
+    assert host.is_stamped(tmp_path / "ComfyUI", host.NEWEST.sha256) == (step == "install")
     done.clear()
     made = host.set_up(tmp_path)
     assert done == repeated

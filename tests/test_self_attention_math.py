@@ -1,12 +1,33 @@
-"""Consistent self-attention in float64: the reference itself, from several sides."""
+"""Consistent self-attention: the float64 reference itself, from several sides, then the implementation against it."""
 
 import math
 
 import pytest
 import torch
+from comfy.ldm.modules.attention import attention_basic, attention_pytorch
+from onestory.attention.runtime import seeded
+from onestory.attention.self_attention import (
+    anchor_gathers,
+    anchor_sources,
+    anchors_of,
+    consistent_attention,
+    probability,
+    sample,
+    tile_gathers,
+    tiles_of,
+)
 from reference import anchor_frames, anchors_attention, plain_attention, relative_error, tile_starts, tiles_attention
 
 HEADS, DIM = 2, 8
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Threads only wait for each other over tensors as small as these."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def tensors(frames, tokens, seed=0):
@@ -115,3 +136,193 @@ def test_an_anchor_ignores_its_own_sample_and_a_tile_counts_it():
     tiles = tiles_attention(q, k, v, HEADS, 2, [[0, 1]])
     assert tiles[:, 0, 0].tolist() == pytest.approx([1 / 3, 2 / 3])
     assert math.isclose(tiles_attention(q, k, v, HEADS, 2, [[0]])[0, 0, 0].item(), 0.0)
+
+
+# --- the implementation ----------------------------------------------------------------------------------------------
+
+CPU = torch.device("cpu")
+TRIO = (("Ann",), ("Bob",), ("Cat",), ("Ann", "Bob", "Cat"), (), ("Cat",), ("Bob",), ("Ann", "Cat"), ("Ann",))
+TRIO += (("Bob",), (), ("Cat",))
+TOGETHER = (("Ann", "Bob"), ("Ann", "Bob"), (), ("Ann", "Bob"), ("Bob",), ("Bob",))  # Ann is never alone
+PROMISED = 1e-5
+
+
+def plain(q, k, v, heads, **kwargs):
+    """Scaled dot-product attention, with nothing of ComfyUI."""
+    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def both_branches(frames, tokens):
+    """q, k, v in float32, [2 * frames, tokens, heads * dim]: unconditional rows behind conditional ones."""
+    return tuple(x.float() for x in tensors(2 * frames, tokens))
+
+
+def picked(tokens, rate, seed):
+    """Section 5's sample: round(rate * tokens) positions."""
+    return torch.randperm(tokens, generator=torch.Generator().manual_seed(seed))[: round(rate * tokens)]
+
+
+def want_anchors(qkv, characters, anchors, samples):
+    """The reference for both branches, each among itself."""
+    rows = len(characters)
+    lists = {f: s.tolist() for f, s in samples.items()}
+    branches = [[x[start : start + rows] for x in qkv] for start in (0, rows)]
+    return torch.cat([anchors_attention(*branch, HEADS, characters, anchors, lists) for branch in branches])
+
+
+def got_anchors(qkv, characters, anchors, samples, attention=plain, starts=None):
+    rows, tokens = len(characters), qkv[0].shape[1]
+    sources = anchor_sources(characters, anchors)
+    starts = [0, rows] if starts is None else starts
+    gathers = anchor_gathers(sources, list(range(rows)), starts, tokens, samples.__getitem__, CPU)
+    return consistent_attention(attention, *qkv, HEADS, gathers)
+
+
+def check_anchors(characters, tokens, rate, anchors, attention=plain):
+    qkv = both_branches(len(characters), tokens)
+    by_name = anchor_frames(characters, anchors)
+    samples = {f: picked(tokens, rate, f) for frames in by_name.values() for f in frames}
+    got = got_anchors(qkv, characters, anchors, samples, attention)
+    assert relative_error(got, want_anchors(qkv, characters, by_name, samples)) < PROMISED
+
+
+@pytest.mark.parametrize("frames", range(1, 13))
+def test_anchors_equal_the_reference_for_any_number_of_frames_and_anchors(frames):
+    for anchors in range(1, 7):
+        check_anchors((("Ann",),) * frames, 35, 0.5, anchors)
+
+
+@pytest.mark.parametrize("tokens", [35, 63, 77])
+@pytest.mark.parametrize("rate", [0.0, 0.05, 0.3, 0.75, 1.0])
+@pytest.mark.parametrize("characters", [SOLO, DUO, TRIO], ids=["one character", "two", "three"])
+def test_anchors_equal_the_reference_at_any_rate_token_count_and_cast(characters, rate, tokens):
+    check_anchors(characters, tokens, rate, anchors=2)
+
+
+@pytest.mark.parametrize("attention", [attention_basic, attention_pytorch])
+def test_anchors_and_tiles_equal_the_reference_with_the_hosts_own_attention(attention):
+    check_anchors(TRIO, 35, 0.5, 1, attention)
+    check_tiles(7, 35, 0.5, 3, attention)
+
+
+def test_a_character_that_is_never_alone_is_anchored_where_it_is_shown():
+    assert anchors_of(TOGETHER, 2) == {"Ann": [0, 1], "Bob": [4, 5]}
+    qkv = both_branches(len(TOGETHER), 35)
+    samples = {f: picked(35, 0.5, f) for f in (0, 1, 4, 5)}
+    want = want_anchors(qkv, TOGETHER, {"Ann": [0, 1], "Bob": [4, 5]}, samples)
+    assert relative_error(got_anchors(qkv, TOGETHER, 2, samples), want) < PROMISED
+
+
+def test_anchors_never_look_at_later_frames_and_nobody_at_a_frame_that_is_no_anchor():
+    for characters in (SOLO, DUO, TRIO):
+        for anchors in (1, 2, 4):
+            of = anchor_frames(characters, anchors)
+            for frame, sources in enumerate(anchor_sources(characters, anchors)):
+                seen = {a for name in characters[frame] for a in of[name]}
+                assert set(sources) == seen - {frame}
+
+
+@pytest.mark.parametrize("characters", [DUO, TRIO], ids=["two characters", "three"])
+def test_a_run_behind_its_anchors_is_computed_as_in_the_whole_story(characters):
+    tokens, rows = 35, len(characters)
+    q, k, v = both_branches(rows, tokens)
+    samples = {f: picked(tokens, 0.5, f) for f in range(rows)}
+    whole = got_anchors((q, k, v), characters, 2, samples)
+    sources = anchor_sources(characters, 2)
+    chunk = sorted({f for j in (rows - 1, rows - 2, 1) for f in [j, *sources[j]]})
+    chunk = sorted({*chunk, *(s for f in chunk for s in sources[f])})
+    assert len(chunk) < rows
+    part = [*chunk, *(f + rows for f in chunk)]
+    gathers = anchor_gathers(sources, chunk, [0, len(chunk)], tokens, samples.__getitem__, CPU)
+    got = consistent_attention(plain, q[part], k[part], v[part], HEADS, gathers)
+    assert relative_error(got, whole[part]) < 1e-6
+
+
+def want_tiles(qkv, groups, tile, samples):
+    """The reference, group by group and branch by branch; rows in no group are plain. `samples[tile's frames]`."""
+    rows = len(qkv[0]) // 2
+    out = plain_attention(*qkv, HEADS)
+    for start in (0, rows):
+        for group in groups:
+            at = [start + f for f in group]
+            of_group = [samples[tuple(group[t : t + tile])].tolist() for t in tile_starts(len(group), tile)]
+            out[at] = tiles_attention(*(x[at] for x in qkv), HEADS, tile, of_group)
+    return out
+
+
+def got_tiles(qkv, characters, tile, samples, attention=plain, starts=None):
+    rows, tokens = len(characters), qkv[0].shape[1]
+    tiles = tiles_of(characters, tile)
+    starts = [0, rows] if starts is None else starts
+    gathers = tile_gathers(tiles, list(range(rows)), starts, tokens, lambda t: samples[tuple(t)], CPU)
+    return consistent_attention(attention, *qkv, HEADS, gathers)
+
+
+def check_tiles(frames, tokens, rate, tile, attention=plain):
+    characters, groups = (("Ann",),) * frames, [list(range(frames))]
+    qkv = both_branches(frames, tokens)
+    samples = {tuple(t): picked(tokens * len(t), rate, t[0]) for t in tiles_of(characters, tile)}
+    if frames == 1:
+        samples[0,] = torch.empty(0, dtype=torch.long)  # a frame alone is left plain
+    got = got_tiles(qkv, characters, tile, samples, attention)
+    assert relative_error(got, want_tiles(qkv, groups, tile, samples)) < PROMISED
+
+
+@pytest.mark.parametrize("frames", range(1, 13))
+def test_tiles_equal_the_reference_for_any_number_of_frames_and_width(frames):
+    for tile in (2, 3, 4, 7, 12):
+        check_tiles(frames, 35, 0.5, tile)
+
+
+@pytest.mark.parametrize("tokens", [35, 63, 77])
+@pytest.mark.parametrize("rate", [0.0, 0.05, 0.3, 0.75, 1.0])
+def test_tiles_equal_the_reference_at_any_rate_and_token_count(rate, tokens):
+    check_tiles(6, tokens, rate, 3)
+
+
+def test_tiles_slide_over_the_frames_that_show_the_same_characters():
+    groups = [[0, 4, 7], [1, 8], [2, 5, 6]]  # DUO's; frame 3 shows nobody
+    assert tiles_of(DUO, 2) == [[0, 4], [4, 7], [1, 8], [2, 5], [5, 6]]
+    qkv = both_branches(len(DUO), 35)
+    samples = {tuple(t): picked(70, 0.5, t[0]) for t in tiles_of(DUO, 2)}
+    assert relative_error(got_tiles(qkv, DUO, 2, samples), want_tiles(qkv, groups, 2, samples)) < PROMISED
+
+
+def test_both_branches_in_one_call_equal_two_calls():
+    qkv = both_branches(len(DUO), 35)
+    first, second = ([x[at] for x in qkv] for at in (slice(0, len(DUO)), slice(len(DUO), None)))
+    samples = {f: picked(35, 0.5, f) for f in range(len(DUO))}
+    tile_samples = {tuple(t): picked(70, 0.5, t[0]) for t in tiles_of(DUO, 2)}
+    for got, drawn in ((got_anchors, samples), (got_tiles, tile_samples)):
+        apart = torch.cat([got(branch, DUO, 2, drawn, starts=[0]) for branch in (first, second)])
+        assert relative_error(got(qkv, DUO, 2, drawn), apart) < 1e-6
+
+
+def test_a_sample_has_the_rates_share_of_the_tokens_each_once_in_order():
+    for tokens, rate, count in ((77, 0.5, 38), (63, 1.0, 63), (35, 0.0, 0), (1, 0.5, 0), (9, 0.75, 7)):
+        positions = sample(tokens, rate, torch.Generator().manual_seed(0)).tolist()
+        assert len(positions) == count
+        assert positions == sorted(set(positions)) and all(0 <= p < tokens for p in positions)
+
+
+def test_samples_cover_all_tokens_alike():
+    drawn = torch.cat([sample(35, 0.4, seeded(0, step)) for step in range(2000)])
+    assert torch.bincount(drawn, minlength=35).float().div(2000).sub(0.4).abs().max() < 0.05
+
+
+def test_draws_depend_on_their_key_alone():
+    torch.manual_seed(1)
+    first, state = sample(77, 0.5, seeded(0, 3, 77, 2)), torch.get_rng_state()
+    torch.manual_seed(2)
+    assert torch.equal(sample(77, 0.5, seeded(0, 3, 77, 2)), first)
+    torch.manual_seed(1)
+    assert torch.equal(torch.get_rng_state(), state)
+    others = [seeded(1, 3, 77, 2), seeded(0, 4, 77, 2), seeded(0, 3, 77, 1), seeded(2**64 - 1, 3, 77, 2)]
+    assert all(not torch.equal(sample(77, 0.5, generator), first) for generator in others)
+    assert all(generator.device == CPU for generator in others)
+
+
+def test_the_released_probabilities():
+    assert [probability("released", step, 10) for step in range(10)] == [0.0] + [0.7] * 3 + [0.9] * 6
+    assert {probability("always", step, 10) for step in range(10)} == {1.0}

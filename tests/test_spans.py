@@ -11,13 +11,12 @@ import comfy.sdxl_clip
 import comfy.text_encoders.flux
 import comfy.text_encoders.sd2_clip
 import comfy.text_encoders.sd3_clip
-import nodes
 import pytest
 import torch
-from comfy_extras.nodes_hooks import SetClipHooks
 from comfy.sd1_clip import SD1ClipModel, SD1Tokenizer
 from comfy.sdxl_clip import SDXLClipModel, SDXLRefinerClipModel, SDXLTokenizer
 from comfy.text_encoders.sd2_clip import SD2ClipModel, SD2Tokenizer
+from comfy_extras.nodes_hooks import SetClipHooks
 from onestory.nodes.prompt import OneStoryPrompt
 from onestory.nodes.reweight import OneStoryNaiveReweight, OneStorySVR
 from onestory.story.script import parse_script
@@ -25,6 +24,8 @@ from onestory.svr.consolidate import consolidate
 from onestory.svr.record import KEY, Span
 from reference import naive_reweight, relative_error, singular_value_reweight
 from safetensors.torch import save_file
+
+import nodes
 
 FOX = "a watercolor of a young red fox"
 
@@ -37,7 +38,8 @@ class RefinerTokenizer(SD1Tokenizer):
 ENCODERS = {"SD1": ("l",), "SD2": ("h",), "SDXL": ("l", "g"), "refiner": ("g",)}
 TOKENIZERS = {"SD1": SD1Tokenizer, "SD2": SD2Tokenizer, "SDXL": SDXLTokenizer, "refiner": RefinerTokenizer}
 MODELS = {"SD1": SD1ClipModel, "SD2": SD2ClipModel, "SDXL": SDXLClipModel, "refiner": SDXLRefinerClipModel}
-TINY = {f"clip_{name}_model_config": {"num_hidden_layers": 3, "intermediate_size": 64} for name in "lhg"}
+TINY: dict = {f"clip_{name}_model_config": {"num_hidden_layers": 3, "intermediate_size": 64} for name in "lhg"}
+TINY["dtype"] = torch.float32
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +74,7 @@ def clips(embeddings):
     def clip(name):
         if name not in made:
             target = SimpleNamespace(params={}, clip=MODELS[name], tokenizer=TOKENIZERS[name])
-            made[name] = comfy.sd.CLIP(target, embedding_directory=embeddings, model_options={**TINY, "dtype": torch.float32})
+            made[name] = comfy.sd.CLIP(target, embedding_directory=embeddings, model_options=TINY)
             model = made[name].cond_stage_model
             generator = torch.Generator().manual_seed(0)
             with torch.no_grad():
@@ -121,8 +123,8 @@ STORIES = {
     "spaces": (["a   red \t fox ", "running  fast", "\u00a0no-break\u00a0", "\u3000wide\u3000space", "a\u200bb"]),
     "capitals": (["A RED Fox", "RUNNING", "ReADing"]),
     "html": (["a &amp; b", "&lt;fox&gt;", "fox &amp;amp; hound"]),
-    "long words": (["fox", "Donaudampfschifffahrtsgesellschaftskapitän", "pneumonoultramicroscopicsilicovolcanoconiosis"]),
-    "an embedding": (["embedding:fox red", "embedding:one x", "a embedding:fox", "embedding:fox, y", "(embedding:one:1.3) x"]),
+    "long words": (["fox", "Donaudampfschifffahrtsgesellschaftskapitän", "pneumonoultramicroscopicsilicovolcano"]),
+    "an embedding": (["embedding:fox red", "embedding:one x", "embedding:fox, (embedding:one:1.3) x"]),
     "SDXL embedding": (["a embedding:foxxl", "embedding:foxxl x", "embedding:foxxl, running"]),
     "a missing embedding": (["a fox embedding:nowhere", "embedding:nowhere, running", "embedding:nowhere sits"]),
     "not an embedding": (["a fox,embedding:fox", "xembedding:fox", "embed ding:fox"]),
@@ -152,7 +154,7 @@ def test_the_one_prompt_is_comfyuis_tokens_of_the_pieces_joined_by_a_space(token
         pieces = [story.frames[0].identity, *(f.prompt for f in story.frames)]
         stop = 1
         for piece, span in zip(pieces, [spans.identity, *spans.frames], strict=True):
-            alone = [t for t in without_misfits(tokenizers[model].tokenize_with_weights(piece)[encoder], encoder)[1:]]
+            alone = without_misfits(tokenizers[model].tokenize_with_weights(piece)[encoder], encoder)[1:]
             alone = alone[: next(i for i, (t, _) in enumerate(alone) if not torch.is_tensor(t) and t == 49407)]
             assert span.start == stop
             stop = span.stop
@@ -258,7 +260,9 @@ def windows(tokenizers, lengths, identity=6, model="SD1", **kwargs):
         (1, [1] * 74, [tuple(range(74))] * 74),
     ],
 )
-def test_windows_are_circular_own_first_and_as_wide_as_all_of_them_allow(tokenizers, model, identity, lengths, expected):
+def test_windows_are_circular_own_first_and_as_wide_as_all_of_them_allow(
+    tokenizers, model, identity, lengths, expected
+):
     assert windows(tokenizers, lengths, identity, model) == expected
 
 
@@ -270,7 +274,9 @@ def test_a_window_is_never_wider_than_the_limit(tokenizers, limit):
 
 
 def test_a_limit_above_what_fits_changes_nothing(tokenizers):
-    assert windows(tokenizers, [30, 30, 30], window=100) == windows(tokenizers, [30, 30, 30]) == [(0, 1), (1, 2), (2, 0)]
+    assert (
+        windows(tokenizers, [30, 30, 30], window=100) == windows(tokenizers, [30, 30, 30]) == [(0, 1), (1, 2), (2, 0)]
+    )
 
 
 def test_separate_prompts_have_one_frame_each(tokenizers):
@@ -300,10 +306,8 @@ CAST = "[Mia] a girl in a red coat\n[Tom] a boy"
 
 
 def test_frames_that_show_the_same_characters_share_their_prompts(tokenizers):
-    story = script(
-        "[Mia] reads", "[Tom] runs", "[NC] a forest", "[Mia] sleeps", "a lake", "[Tom] with [Mia]", "[Mia] and [Tom] sit",
-        identity=CAST,
-    )  # fmt: skip
+    frames = ["[Mia] reads", "[Tom] runs", "[NC] a forest", "[Mia] sleeps", "a lake"]
+    story = script(*frames, "[Tom] with [Mia]", "[Mia] and [Tom] sit", identity=CAST)
     prompts, chosen, record = plan(tokenizers["SD1"], ("l",), story)
     assert [row.window for row in record.rows] == [(0, 3), (1,), (2,), (0, 3), (4,), (5, 6), (5, 6)]
     assert chosen == [0, 1, 2, 0, 3, 4, 4] and len(prompts) == 5
@@ -360,7 +364,7 @@ def test_a_hundred_frames_are_planned_at_once(tokenizers, lengths):
 
 # --- encoding ---------------------------------------------------------------------------------------------------------
 
-SCRIPT = ("reading a (red fox:1.3) book", "running, through snow", "🦊 sailing", "sailing", "sailing")
+SCRIPT = ("reading a red fox book", "🦊 running, fast", "sailing", "sailing")
 
 
 def encode(clip, story, mode="one prompt", window=0, pooled="story"):
@@ -378,7 +382,7 @@ def joined(story, frames=None):
 
 @pytest.mark.parametrize("model", [*MODELS, "whole SD1"])
 def test_one_prompt_encodes_as_clip_text_encode_does(sd, clips, model):
-    clip, story = sd.clip if model == "whole SD1" else clips(model), script(*SCRIPT)
+    clip, story = sd.clip if model == "whole SD1" else clips(model), script(*SCRIPT, "(red:1.3) fox")
     model = model.removeprefix("whole ")
     [[embeds, options]] = encode(clip, story)
     [[want, want_options]] = clip_text_encode(clip, joined(story))
@@ -395,7 +399,7 @@ def test_one_prompt_encodes_as_clip_text_encode_does(sd, clips, model):
 def test_separate_prompts_encode_as_clip_text_encode_does(clips, model):
     clip, story = clips(model), script(*SCRIPT)
     [[embeds, options]] = encode(clip, story, mode="separate prompts")
-    for j in range(5):
+    for j in range(4):
         [[want, want_options]] = clip_text_encode(clip, joined(story, [j]))
         assert torch.equal(embeds[j], want[0])
         assert torch.equal(options["pooled_output"][j], want_options["pooled_output"][0])
@@ -404,8 +408,8 @@ def test_separate_prompts_encode_as_clip_text_encode_does(clips, model):
 def test_a_windowed_story_encodes_each_window_as_clip_text_encode_does(clips):
     clip, story = clips("SDXL"), script(*SCRIPT)
     [[embeds, options]] = encode(clip, story, window=2)
-    for j in range(5):
-        [[want, want_options]] = clip_text_encode(clip, joined(story, [j, (j + 1) % 5]))
+    for j in range(4):
+        [[want, want_options]] = clip_text_encode(clip, joined(story, [j, (j + 1) % 4]))
         assert torch.equal(embeds[j], want[0])
         assert torch.equal(options["pooled_output"][j], want_options["pooled_output"][0])
 
@@ -416,11 +420,11 @@ def test_pooled_is_of_the_story_of_the_frame_alone_or_zero(clips, model, window)
     clip, story = clips(model), script(*SCRIPT)
     results = {pooled: encode(clip, story, window=window, pooled=pooled)[0] for pooled in ("story", "frame", "zero")}
     separate = encode(clip, story, mode="separate prompts")[0][1]["pooled_output"]
-    assert separate.shape == (5, 1280)
+    assert separate.shape == (4, 1280)
     pooled = {name: options["pooled_output"] for name, (_, options) in results.items()}
     assert torch.equal(pooled["frame"], separate)
     assert torch.equal(pooled["zero"], torch.zeros_like(separate))
-    assert (pooled["story"][0] == pooled["story"][3]).all() == (window == 0)
+    assert (pooled["story"][0] == pooled["story"][1]).all() == (window == 0)
     assert relative_error(pooled["story"], separate) > 1e-2
     assert all(torch.equal(embeds, results["story"][0]) for embeds, _ in results.values())
 
@@ -433,8 +437,8 @@ def test_sot_and_identity_are_the_same_vectors_in_the_identity_prompt_alone(sd, 
     stop = options[KEY].rows[0].spans[0].identity.stop
     [[alone, _]] = clip_text_encode(clip, FOX)
     assert stop == 8
-    assert relative_error(embeds[:, :stop], alone[:, :stop].expand(5, -1, -1)) < 1e-5
-    assert relative_error(embeds[:, stop : stop + 1], alone[:, stop : stop + 1].expand(5, -1, -1)) > 1e-2
+    assert relative_error(embeds[:, :stop], alone[:, :stop].expand(4, -1, -1)) < 1e-5
+    assert relative_error(embeds[:, stop : stop + 1], alone[:, stop : stop + 1].expand(4, -1, -1)) > 1e-2
 
 
 @pytest.fixture
@@ -522,7 +526,7 @@ def test_scheduled_clip_hooks_give_one_entry_for_each_part_of_the_schedule(sd1, 
         assert torch.equal(embeds, want_embeds.expand_as(embeds))
         for name in ("clip_start_percent", "clip_end_percent", "hooks"):
             assert options[name] == want_options[name]
-        assert len(options["pooled_output"]) == 5
+        assert len(options["pooled_output"]) == 4
         assert options[KEY] == record_of(got)
     assert relative_error(got[0][0], got[1][0]) > 1e-3
     reweighted = OneStorySVR.execute(got).result[0]
@@ -549,7 +553,7 @@ DEFAULTS = {
 
 @pytest.mark.parametrize("node", [OneStorySVR, OneStoryNaiveReweight])
 def test_reweighting_without_a_story_says_where_it_comes_from(sd1, node):
-    with pytest.raises(ValueError, match="found no story in its conditioning: wire the input `conditioning` from Story Prompt"):
+    with pytest.raises(ValueError, match="found no story in its conditioning: wire .* from Story Prompt"):
         node.execute(clip_text_encode(sd1, FOX), **DEFAULTS[node])
 
 
@@ -604,7 +608,7 @@ def test_a_checkpoint_without_a_text_encoder_gets_a_sentence():
 
 def test_a_hundred_frames_encode(clips):
     story = script(*(f"doing thing number {j} in the snow" for j in range(100)))
-    [[embeds, options]] = encode(clips("SD2"), story)
-    assert embeds.shape == (100, 77, 1024) and len(options[KEY].rows) == 100
+    [[embeds, options]] = encode(clips("SD1"), story)
+    assert embeds.shape == (100, 77, 768) and len(options[KEY].rows) == 100
     [[reweighted, _]] = OneStorySVR.execute([[embeds, options]], **DEFAULTS[OneStorySVR]).result[0]
     assert reweighted.isfinite().all()

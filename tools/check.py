@@ -2,11 +2,14 @@
 
 import argparse
 import os
+import signal
 import subprocess
+import tempfile
+from pathlib import Path
+
+import tomllib
 
 from . import host
-
-CHECKS = (("ruff", "check"), ("ruff", "format", "--check"), ("mypy",))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,12 +25,33 @@ def run(args: argparse.Namespace) -> int:
     host.install_dev_tools(this)
     host.random_checkpoint(this)
     tests = [] if any(os.path.exists(word.partition("::")[0]) for word in args.others) else ["tests"]
-    commands = [*CHECKS, ("pytest", *args.others, *tests)]
-    codes = [run_module(this, *command) for command in commands]
+    codes = [
+        run_module(this, "ruff", "check"),
+        run_module(this, "ruff", "format", "--check"),
+        check_types(this),
+        run_module(this, "pytest", *args.others, *tests),
+    ]
     return next((code for code in codes if code), 0)
 
 
-def run_module(this: host.Host, *command: str) -> int:
+def check_types(this: host.Host) -> int:
+    """Run mypy on the files that pyproject.toml names, through a folder whose name can be a package's."""
+    config = host.ROOT / "pyproject.toml"
+    files = tomllib.loads(config.read_text(encoding="utf-8"))["tool"]["mypy"]["files"]
+    with tempfile.TemporaryDirectory() as folder:
+        link = Path(folder) / host.PACK
+        link.symlink_to(host.ROOT)
+        options = ["--config-file", str(config), "--cache-dir", str(host.ROOT / ".mypy_cache")]
+        return run_module(this, "mypy", *options, *(f"{host.PACK}/{name}" for name in files), cwd=link.parent)
+
+
+def run_module(this: host.Host, *command: str, cwd: Path = host.ROOT) -> int:
+    """Run a module of the host's Python to its end. Stopped itself, it lets the module end what that started."""
     host.say(f"== {' '.join(command)}")
     environment = {**os.environ, "COMFYUI_PATH": str(this.comfyui)}
-    return subprocess.run([this.python, "-m", *command], cwd=host.ROOT, env=environment).returncode
+    with subprocess.Popen([this.python, "-m", *command], cwd=cwd, env=environment) as process:
+        try:
+            return process.wait()
+        except SystemExit:
+            process.send_signal(signal.SIGINT)  # Ctrl-C reaches the module without us
+            raise

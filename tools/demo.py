@@ -129,9 +129,9 @@ def serving(args: argparse.Namespace) -> Iterator[tuple[str, dict]]:
         side = trained_size(checkpoint)
         defaults: dict = {"size": (side, side)} if side else {}
     else:
+        host.say("No --checkpoint: a random one is used, whose pictures are only texture.")
         checkpoint = host.random_checkpoint(this)
         defaults = {"size": (256, 256), "steps": 4}
-        host.say("No --checkpoint: a random one is used, whose pictures are only texture.")
     host.HOST.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=host.HOST, prefix="run-", ignore_cleanup_errors=True) as name:
         folder = Path(name)

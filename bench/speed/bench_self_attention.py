@@ -1,0 +1,101 @@
+"""Consistent self-attention per call at SDXL's layer shapes: against the floor and against two other formulations."""
+
+import layers
+import pytest
+import released
+import torch
+from layers import random
+
+ANCHORS = 4
+RATE = 0.5
+
+
+def prepare(frames, tokens, device):
+    """What a forward pass prepares for the layers of one size: gathers for conditional and unconditional rows."""
+    from onestory.attention.runtime import seeded
+    from onestory.attention.self_attention import anchor_gathers, anchor_sources, sample
+
+    sources = anchor_sources((("",),) * frames, ANCHORS)
+    samples = [sample(tokens, RATE, seeded(0, f)) for f in range(frames)]
+    gathers = anchor_gathers(sources, list(range(frames)), [0, frames], tokens, samples.__getitem__, device)
+    return gathers, [s.to(device) for s in samples]
+
+
+@pytest.mark.parametrize("layer", layers.SDXL, ids=["640", "1280"])
+def bench_floor(compare, device, dtype, frames, side, layer):
+    """The floor: fused attention on keys and values that are gathered already, in one call for each key length."""
+    from comfy.ldm.modules.attention import optimized_attention
+    from onestory.attention.self_attention import consistent_attention
+
+    tokens, channels, heads = layer.tokens(side), layer.channels, layer.heads
+    q, k, v = (random(2 * frames, tokens, channels, device=device, dtype=dtype, seed=s) for s in (0, 1, 2))
+    gathers, _ = prepare(frames, tokens, device)
+    calls = {}
+    for start, stop, keys in gathers:
+        calls.setdefault(keys.shape[1], []).append((q[start:stop], *(x.flatten(0, 1)[keys] for x in (k, v))))
+    ready = [[torch.cat(parts) for parts in zip(*call)] for call in calls.values()]
+    compare(
+        f"self-attention call, {frames} frames, {tokens} x {channels}",
+        lambda: consistent_attention(optimized_attention, q, k, v, heads, gathers),
+        "floor",
+        lambda: [optimized_attention(*call, heads) for call in ready],
+        goal=1.10,
+    )
+
+
+@pytest.mark.parametrize("layer", layers.SDXL, ids=["640", "1280"])
+def bench_full_mask(compare, device, dtype, frames, side, layer):
+    """Up to 4 frames, where both look at the same tokens."""
+    from comfy.ldm.modules.attention import optimized_attention
+    from onestory.attention.self_attention import consistent_attention
+
+    if frames > ANCHORS:
+        pytest.skip("the mask would let everyone see everyone")
+    tokens, channels, heads = layer.tokens(side), layer.channels, layer.heads
+    q, k, v = (random(2 * frames, tokens, channels, device=device, dtype=dtype, seed=s) for s in (0, 1, 2))
+    gathers, samples = prepare(frames, tokens, device)
+
+    def ours():
+        return consistent_attention(optimized_attention, q, k, v, heads, gathers)
+
+    def masked():
+        mask = released.full_mask(samples, tokens)
+        return released.full_mask_attention(optimized_attention, q, k, v, heads, mask)
+
+    torch.testing.assert_close(ours(), masked(), rtol=1e-2, atol=1e-2)
+    goals = {"goal": 1 / 2, "memory_goal": 1 / 4} if frames == 4 else {}
+    piece = f"self-attention call, {frames} frames, {tokens} x {channels}"
+    compare(piece, ours, "full mask", masked, memory=True, **goals)
+
+
+@pytest.mark.parametrize("layer", layers.SDXL, ids=["640", "1280"])
+def bench_reprojecting(compare, device, dtype, frames, side, layer):
+    """With the projections, since this formulation repeats them."""
+    from comfy.ldm.modules.attention import optimized_attention
+    from onestory.attention.self_attention import consistent_attention
+
+    if frames > ANCHORS:
+        pytest.skip("written for anchors only")
+    tokens, channels, heads = layer.tokens(side), layer.channels, layer.heads
+    hidden = random(2 * frames, tokens, channels, device=device, dtype=dtype)
+    weights = [random(channels, channels, device=device, dtype=dtype, seed=s) * channels**-0.5 for s in (1, 2, 3)]
+    projections = [lambda x, w=w: torch.nn.functional.linear(x, w) for w in weights]
+    gathers, samples = prepare(frames, tokens, device)
+
+    def ours():
+        return consistent_attention(optimized_attention, *(p(hidden) for p in projections), heads, gathers)
+
+    def theirs():
+        return released.reprojecting_attention(optimized_attention, hidden, *projections, heads, samples)
+
+    torch.testing.assert_close(ours(), theirs(), rtol=1e-2, atol=1e-2)
+    piece = f"self-attention with projections, {frames} frames, {tokens} x {channels}"
+    compare(piece, ours, "re-projecting", theirs)
+
+
+@pytest.mark.parametrize("frames, tokens", [(4, 4096), (20, 4096)])
+def bench_prepare(compare, device, frames, tokens):
+    compare(
+        f"self-attention, all that a forward pass prepares, {frames} frames, {tokens} tokens",
+        lambda: prepare(frames, tokens, device),
+    )

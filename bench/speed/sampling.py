@@ -1,0 +1,35 @@
+"""Stories through ComfyUI's samplers, in this process."""
+
+from typing import Any
+
+import torch
+from onestory.attention.blocks import parse_blocks
+from onestory.attention.ipca import IPCA
+from onestory.attention.runtime import patch
+from onestory.attention.self_attention import SelfAttention
+
+METHODS: dict[str, dict[str, Any]] = {
+    "IPCA": {"ipca": IPCA(1.0, "released", 0.0, parse_blocks("all"), 0.0, 1.0, 0)},
+    "self-attention": {
+        "self_attention": SelfAttention("anchors", 4, 4, 0.5, parse_blocks("up"), 0.0, 1.0, "always", 0)
+    },
+}
+METHODS["IPCA and self-attention"] = METHODS["IPCA"] | METHODS["self-attention"]
+
+
+def patched(model: Any, method: str) -> Any:
+    return patch(model, **METHODS[method])
+
+
+def sample(model: Any, positive: list, negative: list, latent: torch.Tensor, steps: int = 2) -> torch.Tensor:
+    """What KSampler does: `steps` evaluations of the model, guided."""
+    import comfy.sample
+
+    noise = comfy.sample.prepare_noise(latent, 0, [0] * len(latent))
+    return comfy.sample.sample(
+        model, noise, steps, 7.0, "euler", "normal", positive, negative, latent, disable_pbar=True, seed=0
+    )
+
+
+def latents(rows: int, side: int) -> torch.Tensor:
+    return torch.zeros(rows, 4, side // 8, side // 8)

@@ -1,0 +1,57 @@
+"""Stories as long as asked for, with the real tokenizers, and embeddings shaped like a text encoder's."""
+
+import torch
+from onestory.story.script import Story, parse_script
+from onestory.svr.consolidate import consolidate
+from onestory.svr.record import KEY, Record
+
+IDENTITY = "A watercolor painting of a young red fox with a blue scarf"
+PLACES = ["under an oak tree", "on a wooden boat", "by the window", "in deep snow", "at the market"]
+DEEDS = ["reading a book", "drinking hot tea", "painting a fence", "sleeping soundly"]
+
+
+def story(frames: int) -> Story:
+    """A story of so many different frames, of five to seven tokens each."""
+    lines = [f"{DEEDS[i % 4]} {PLACES[i % 5]}" for i in range(frames)]
+    return parse_script(IDENTITY, "\n".join(lines))
+
+
+def record(frames: int, family: str) -> Record:
+    """Where things stand in the embedding of a story for "SD1.5" or "SDXL"."""
+    from functools import partial
+
+    import comfy.sd1_clip
+    import comfy.sdxl_clip
+
+    tokenizer = comfy.sdxl_clip.SDXLTokenizer() if family == "SDXL" else comfy.sd1_clip.SD1Tokenizer()
+    tokenize = partial(tokenizer.tokenize_with_weights, return_word_ids=True)
+    return consolidate(story(frames), tokenize, ("l", "g") if family == "SDXL" else ("l",))[2]
+
+
+def embeddings(record: Record, seed: int = 0) -> torch.Tensor:
+    """[rows, tokens, channels]: per encoder, tokens of norm 28 that mostly point one way.
+
+    Rows of one prompt are equal.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    windows = sorted({row.window for row in record.rows})
+    parts = []
+    for encoder in record.encoders:
+        channels = encoder.channels.stop - encoder.channels.start
+        own = torch.randn(len(windows), record.tokens, channels, generator=generator)
+        shared = torch.randn(channels, generator=generator)
+        own, shared = (torch.nn.functional.normalize(x, dim=-1) for x in (own, shared))
+        parts.append(28 * (0.95 * shared + (1 - 0.95**2) ** 0.5 * own))
+    return torch.cat(parts, dim=-1)[[windows.index(row.window) for row in record.rows]]
+
+
+def conditioning(record: Record, pooled: int, seed: int = 0) -> list:
+    """What Story Prompt gives for such embeddings."""
+    embeds = embeddings(record, seed)
+    return [[embeds, {"pooled_output": torch.zeros(len(embeds), pooled), KEY: record}]]
+
+
+def plain_conditioning(rows: int, channels: int, pooled: int, seed: int = 1) -> list:
+    """A conditioning of CLIPTextEncode: one row, or `rows` of them, without a story."""
+    generator = torch.Generator().manual_seed(seed)
+    return [[torch.randn(rows, 77, channels, generator=generator), {"pooled_output": torch.zeros(rows, pooled)}]]

@@ -1,0 +1,122 @@
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io, ui
+
+from ..attention.blocks import parse_blocks, selects
+from ..attention.runtime import attention_blocks, patch
+from ..attention.view import Recording, View, resize, stretch
+from ..story.heat import overlay
+from .types import CATEGORY
+
+STORY_ATTENTION = io.Custom("STORY_ATTENTION")
+ALIASES = ["story", "attention map", "heat map", "debug", "daam", "cross-attention"]
+
+
+class OneStoryAttentionRecorder(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="OneStoryAttentionRecorder",
+            display_name="Attention Recorder",
+            category=CATEGORY,
+            description="Watch, while a sampler draws a story, where the words that describe the character look in "
+            "each picture, for Attention View. The pictures stay the same to the last bit.",
+            search_aliases=ALIASES,
+            inputs=[
+                io.Model.Input(
+                    "model",
+                    tooltip="Any SD1.x, SD2.x or SDXL model. It may stand before or behind IPCA and other patches.",
+                ),
+                io.String.Input(
+                    "blocks",
+                    default="output.3-5",
+                    tooltip="Where in the U-Net it watches: the blocks of middle size show most clearly what is where. "
+                    "all, down, mid, up, a block such as output.3, a range such as output.3-5, or several joined by +.",
+                    advanced=True,
+                ),
+                io.Float.Input(
+                    "start_percent",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="From where in the sampling it watches.",
+                    advanced=True,
+                ),
+                io.Float.Input(
+                    "end_percent",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Up to where in the sampling it watches. The layout is decided before 0.4.",
+                    advanced=True,
+                ),
+            ],
+            outputs=[
+                io.Model.Output(tooltip="For one sampler, whose positive input comes from Story Prompt."),
+                STORY_ATTENTION.Output("attention", display_name="attention", tooltip="For Attention View."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model: ModelPatcher, blocks: str, start_percent: float, end_percent: float) -> io.NodeOutput:
+        view = View(Recording(), parse_blocks(blocks), start_percent, end_percent)
+        own = attention_blocks(model)
+        if own and not any(selects(view.blocks, block) for block in own):
+            names = ", ".join(f"{name}.{number}" for name, number in own)
+            raise ValueError(
+                f"Attention Recorder's blocks “{blocks}” are none that this model has attention in: write “up”, or "
+                f"some of {names}."
+            )
+        return io.NodeOutput(patch(model, views=view), view.recording)
+
+
+class OneStoryAttentionView(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="OneStoryAttentionView",
+            display_name="Attention View",
+            category=CATEGORY,
+            description="Show over each frame's picture where the words that describe the character looked while it "
+            "was drawn, averaged over the steps: bright where they decided most.",
+            search_aliases=ALIASES,
+            is_output_node=True,
+            inputs=[
+                io.Image.Input("images", tooltip="The story's frames, from VAE Decode behind the recorded sampler."),
+                STORY_ATTENTION.Input("attention", tooltip="From the Attention Recorder that patches its model."),
+                io.Combo.Input(
+                    "scale",
+                    options=["story", "frame"],
+                    default="story",
+                    tooltip="“story”: one scale for all frames, so that a pale frame is one where the character's "
+                    "description counts less. “frame”: each frame's own, to see where it looks most.",
+                ),
+                io.Float.Input(
+                    "opacity",
+                    default=0.7,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="How strongly the map covers the picture.",
+                    advanced=True,
+                ),
+            ],
+            outputs=[
+                io.Image.Output(tooltip="The pictures with their maps, for Story Board or Save Image."),
+                io.Mask.Output(tooltip="The maps alone, as masks: 1 where the description counts most."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, images: torch.Tensor, attention: Recording, scale: str, opacity: float) -> io.NodeOutput:
+        maps = attention.maps()
+        if len(images) != len(maps):
+            raise ValueError(
+                f"Attention View has {len(images)} images and a story of {len(maps)} frames: wire `images` from the "
+                "VAE Decode of the recorded sampler, behind Join Story if the story is split."
+            )
+        masks = resize(stretch(maps, scale == "story"), *images.shape[1:3]).clamp(0, 1)
+        shown = torch.from_numpy(overlay(images[..., :3].to("cpu", torch.float32).numpy(), masks.numpy(), opacity))
+        return io.NodeOutput(shown, masks, ui=ui.PreviewImage(shown, cls=cls))

@@ -1,0 +1,286 @@
+"""Draws what a story's prompt embedding holds: its tokens by part, the strength of each, how far frames differ."""
+
+from collections.abc import Sequence
+from math import ceil, log2
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from .board import INK, PAPER, Box, region
+from .heat import DISTANCE, GAIN, colours, readable_on, shade
+from .lettering import SetLine, Typeface, clean
+
+SOT, IDENTITY, EOT = -1, -2, -3
+"""Roles of tokens that are no frame's; a frame's tokens have its number as theirs."""
+
+WIDTH = 1280
+EDGE = 40
+LABEL = 124
+STRONGEST = 8.0
+"""The gain at which colours end, on either side."""
+
+FRAME_COLOURS = colours("#f3b5a5", "#f4d488", "#bddb9b", "#9ad6cb", "#a8c8f0", "#cab8ed", "#f0b4d2", "#d8c5a6")
+IDENTITY_COLOUR, PLAIN_COLOUR, FAINT_COLOUR = colours("#3d4b6b", "#d6d1c7", "#e7e3db")
+QUIET = INK + 0.4 * (PAPER - INK)
+SMOOTH = 2
+
+
+class Part(NamedTuple):
+    """The tokens of the identity of `characters`, or of one frame prompt, as text."""
+
+    role: int
+    tokens: tuple[str, ...]
+    characters: tuple[str, ...]
+
+
+class Line(NamedTuple):
+    """One row of the embedding: the frame it draws; for each encoder and token, role and gain [encoders, tokens]."""
+
+    frame: int
+    roles: tuple[tuple[int, ...], ...]
+    gains: np.ndarray
+
+
+class Shape(NamedTuple):
+    """A filled rectangle, its corners rounded by `radius`."""
+
+    box: Box
+    colour: np.ndarray
+    radius: int = 0
+
+
+class Word(NamedTuple):
+    """A text with the left end of its baseline."""
+
+    text: SetLine
+    x: float
+    baseline: int
+    colour: np.ndarray
+    face: Typeface
+
+
+class Sheet:
+    """What is drawn, from the top down: `y` is where the next thing goes."""
+
+    def __init__(self) -> None:
+        self.y = EDGE
+        self.shapes: list[Shape] = []
+        self.words: list[Word] = []
+        self.large, self.face, self.small = Typeface(27), Typeface(18), Typeface(14)
+
+    def fill(self, left: int, top: int, right: int, bottom: int, colour: np.ndarray, radius: int = 0) -> None:
+        self.shapes.append(Shape(Box(left, top, right, bottom), colour, radius))
+
+    def write(
+        self, text: str, x: float, baseline: int, face: Typeface, colour: np.ndarray = INK, align: float = 0
+    ) -> float:
+        """Write `text` with its left end (`align` 0), middle (0.5) or right end (1) at `x`; returns its width."""
+        line = SetLine(text, face.width(text), *face.extent(text))
+        self.words.append(Word(line, x - align * line.width, baseline, colour, face))
+        return line.width
+
+    def heading(self, text: str, note: str) -> None:
+        self.y += 34
+        width = self.write(text, EDGE, self.y + 22, self.large)
+        self.write(note, EDGE + width + 16, self.y + 22, self.small, QUIET)
+        self.y += 42
+
+
+def draw_story(parts: list[Part], encoders: Sequence[str], lines: list[Line], distances: np.ndarray) -> np.ndarray:
+    """Draw a story's embedding; `distances` [rows, rows] are between `lines`. Returns [height, WIDTH, 3], 0..1."""
+    return paint(lay_out(parts, encoders, lines, distances))
+
+
+def lay_out(parts: list[Part], encoders: Sequence[str], lines: list[Line], distances: np.ndarray) -> Sheet:
+    sheet = Sheet()
+    sheet.y -= 34
+    rows, tokens = len(lines), len(lines[0].roles[0])
+    sheet.heading("Prompt", f"{rows} {'frame' if rows == 1 else 'frames'} · {tokens} tokens · {', '.join(encoders)}")
+    add_tokens(sheet, parts, lines)
+    sheet.heading("Strength", "of each token, against what the text encoder gave")
+    add_strengths(sheet, encoders, lines)
+    if rows > 1:
+        sheet.heading("Distance", "between the frames' embeddings (cosine): the paler, the more alike")
+        add_distances(sheet, [line.frame for line in lines], distances)
+    sheet.y += EDGE
+    return sheet
+
+
+def add_tokens(sheet: Sheet, parts: list[Part], lines: list[Line]) -> None:
+    """Every part as a row of chips, a token each, in the part's colour."""
+    several = len({part.characters for part in parts}) > 1
+    padding = [sum(role == EOT for role in line.roles[0]) for line in lines]
+    add_chips(sheet, "Start", ["SOT"], PLAIN_COLOUR)
+    for part in parts:
+        name = f"Frame {part.role + 1}"
+        if part.role == IDENTITY:
+            name = " & ".join(filter(None, part.characters)) if several else "Identity"
+        add_chips(sheet, name, part.tokens, colour_of(part.role))
+    least, most = min(padding) - 1, max(padding) - 1
+    add_chips(sheet, "End", ["EOT", f"padding ×{least if least == most else f'{least}–{most}'}"], PLAIN_COLOUR)
+
+
+def add_chips(sheet: Sheet, name: str, tokens: Sequence[str], colour: np.ndarray) -> None:
+    """Chips side by side, in as many rows as they need; the tokens of one word touch."""
+    face, pad, height = sheet.face, 7, 28
+    for line in shorten(face, name, LABEL - 14):
+        sheet.write(line, EDGE, sheet.y + 20, face, QUIET)
+    left = EDGE + LABEL
+    for j, token in enumerate(tokens):
+        text = clean(token) or "·"
+        right = left + ceil(face.width(text)) + 2 * pad
+        if right > WIDTH - EDGE and left > EDGE + LABEL:
+            sheet.y += height + 4
+            left, right = EDGE + LABEL, EDGE + LABEL + right - left
+        sheet.fill(left, sheet.y, right, sheet.y + height, colour, 6)
+        sheet.write(text, left + pad, sheet.y + 20, face, readable_on(colour))
+        left = right + (1 if j + 1 < len(tokens) and not token.endswith(" ") else 5)
+    sheet.y += height + 8
+
+
+def shorten(face: Typeface, text: str, width: float) -> list[str]:
+    """`text` in a list, or its beginning and an ellipsis where it is wider than `width`; nothing for no text."""
+    text = clean(text)
+    if face.width(text) > width:
+        while face.width(f"{text}…") > width:
+            text = text[:-1]
+        text = f"{text}…"
+    return [text] if text else []
+
+
+def add_strengths(sheet: Sheet, encoders: Sequence[str], lines: list[Line]) -> None:
+    """For each frame a strip of its row's tokens for every encoder: a band in the parts' colours, gains below it.
+
+    Beside it stands the mean gain of the frame's own prompt, of the other frames' prompts and of the EOT set.
+    """
+    face, small = sheet.face, sheet.small
+    columns = [(WIDTH - EDGE - 160, "own"), (WIDTH - EDGE - 80, "others"), (WIDTH - EDGE, "end")]
+    left = EDGE + LABEL
+    pitch = (columns[0][0] - 66 - left) // len(lines[0].roles[0])
+    add_ramp(sheet, GAIN, left, sheet.y - 4, [f"÷{STRONGEST:g}", "as it was", f"×{STRONGEST:g}"])
+    for right, name in columns:
+        sheet.write(name, right, sheet.y + 10, small, QUIET, 1)
+    sheet.y += 26
+    for line in lines:
+        top = sheet.y
+        for name, roles, gain in zip(encoders, line.roles, line.gains):
+            middle = sheet.y + 17
+            if len(encoders) > 1:
+                sheet.write(name, left - 12, middle, small, QUIET, 1)
+            for j, (role, shown) in enumerate(zip(roles, shade(GAIN, position(gain)))):
+                x = left + j * pitch
+                sheet.fill(x, sheet.y, x + pitch, sheet.y + 5, colour_of(role))
+                sheet.fill(x, sheet.y + 6, x + pitch - 1, sheet.y + 22, shown)
+            for (right, _), value in zip(columns, mean_gains(line.frame, roles, gain)):
+                sheet.write(value, right, middle, face, INK, 1)
+            sheet.y += 26
+        add_number(sheet, line.frame, EDGE, (top + sheet.y - 4) // 2)
+        sheet.y += 6
+
+
+def mean_gains(frame: int, roles: Sequence[int], gain: np.ndarray) -> tuple[str, ...]:
+    """The geometric mean of the gain of `frame`'s own tokens, of the other frames' and of the EOT set, as text."""
+    at = np.array(roles)
+    groups = (at == frame, (at >= 0) & (at != frame), at == EOT)
+    with np.errstate(divide="ignore"):
+        return tuple(as_factor(np.exp(np.log(gain[group]).mean())) if group.any() else "–" for group in groups)
+
+
+def as_factor(gain: float) -> str:
+    """×1.97, ÷20 for 0.05, ≈0 for less than a thousandth."""
+    if gain < 1e-3:
+        return "≈0"
+    sign, factor = ("×", gain) if gain > 0.995 else ("÷", 1 / gain)
+    return f"{sign}{factor:.2f}" if factor < 9.995 else f"{sign}{factor:.0f}"
+
+
+def position(gain: np.ndarray) -> np.ndarray:
+    """Where gains lie on the colour ramp: 0 for ÷STRONGEST or less, 0.5 for 1, 1 for ×STRONGEST or more."""
+    with np.errstate(divide="ignore"):
+        return (0.5 + np.log2(gain) / (2 * log2(STRONGEST))).clip(0, 1)
+
+
+def add_distances(sheet: Sheet, frames: list[int], distances: np.ndarray) -> None:
+    """A square for each pair of frames, with its number where there is room; the nearest and farthest pair beside."""
+    n = len(frames)
+    room = WIDTH - 2 * EDGE - LABEL - 330
+    cell = min(64, room // n)
+    largest = max(distances.max(), 1e-9)
+    digits = 2 if largest >= 0.1 else 3 if largest >= 0.01 else 4
+    numbers = cell >= 48
+    face = sheet.small
+    left, every = EDGE + LABEL, ceil(22 / cell)
+    for i, frame in enumerate(frames):
+        if i % every == 0:
+            middle = left + i * cell + cell // 2
+            sheet.write(str(frame + 1), middle, sheet.y + 10, face, QUIET, 0.5)
+            sheet.write(str(frame + 1), left - 10, sheet.y + 20 + i * cell + cell // 2 + 5, face, QUIET, 1)
+    sheet.y += 20
+    shown = shade(DISTANCE, distances / largest)
+    gap = 2 if cell >= 24 else 1
+    for i in range(n):
+        for j in range(n):
+            x, y = left + j * cell, sheet.y + i * cell
+            sheet.fill(x, y, x + cell - gap, y + cell - gap, shown[i, j], 4 if numbers else 0)
+            if numbers and i != j:
+                text = f"{distances[i, j]:.{digits}f}"
+                sheet.write(text, x + (cell - gap) / 2, y + cell // 2 + 4, face, readable_on(shown[i, j]), 0.5)
+    right = left + n * cell + 32
+    add_ramp(sheet, DISTANCE, right, sheet.y, ["0", "", f"{distances.max():.{digits}f}"])
+    if n > 2:
+        pairs = distances[np.triu_indices(n, 1)]
+        for k, (name, at) in enumerate((("nearest", pairs.argmin()), ("farthest", pairs.argmax()))):
+            i, j = (index[at] for index in np.triu_indices(n, 1))
+            y = sheet.y + 62 + 34 * k
+            sheet.write(name, right, y + 5, sheet.face, QUIET)
+            x = add_number(sheet, frames[i], right + 86, y)
+            x = add_number(sheet, frames[j], x + 6, y)
+            sheet.write(f"{pairs[at]:.{digits}f}", x + 12, y + 5, sheet.face)
+    sheet.y += max(n * cell, 128 if n > 2 else 0)
+
+
+def add_number(sheet: Sheet, frame: int, left: int, middle: int) -> int:
+    """A chip with a frame's number in its colour; returns its right end."""
+    text, colour = str(frame + 1), colour_of(frame)
+    right = left + max(34, ceil(sheet.face.width(text)) + 16)
+    sheet.fill(left, middle - 12, right, middle + 12, colour, 6)
+    sheet.write(text, (left + right) / 2, middle + 6, sheet.face, readable_on(colour), 0.5)
+    return right
+
+
+def add_ramp(sheet: Sheet, ramp: np.ndarray, left: int, top: int, ends: Sequence[str]) -> None:
+    """The colours of `ramp` from left to right, with texts at its left end, middle and right end."""
+    width, first = 180, sheet.small.width(ends[0])
+    x = left + ceil(first) + 8
+    for j, colour in enumerate(shade(ramp, np.linspace(0, 1, width // 2))):
+        sheet.fill(x + 2 * j, top, x + 2 * j + 2, top + 16, colour)
+    sheet.write(ends[0], left, top + 13, sheet.small, QUIET)
+    if ends[1]:
+        sheet.write(ends[1], x + width / 2, top + 13, sheet.small, INK, 0.5)
+    sheet.write(ends[2], x + width + 8, top + 13, sheet.small, QUIET)
+
+
+def colour_of(role: int) -> np.ndarray:
+    if role >= 0:
+        return FRAME_COLOURS[role % len(FRAME_COLOURS)]
+    return {IDENTITY: IDENTITY_COLOUR, SOT: PLAIN_COLOUR, EOT: FAINT_COLOUR}[role]
+
+
+def paint(sheet: Sheet) -> np.ndarray:
+    def levels(colour: np.ndarray) -> tuple[int, ...]:
+        return tuple(round(255 * float(c)) for c in colour)
+
+    canvas = Image.new("RGB", (WIDTH * SMOOTH, sheet.y * SMOOTH), levels(PAPER))
+    draw = ImageDraw.Draw(canvas)
+    for box, colour, radius in sheet.shapes:
+        # Pillow counts the last pixel in.
+        corners = (box.left * SMOOTH, box.top * SMOOTH, box.right * SMOOTH - 1, box.bottom * SMOOTH - 1)
+        draw.rounded_rectangle(corners, radius * SMOOTH, levels(colour))
+    page = np.asarray(canvas.reduce(SMOOTH), np.float32) / 255
+    for text, x, baseline, colour, face in sheet.words:
+        mask = face.mask(text, x % 1)
+        left, top = int(x) - face.size // 2, baseline - text.ascent
+        under = region(page, Box(left, top, left + mask.shape[1], top + mask.shape[0]))
+        under += (np.asarray(colour, np.float32) - under) * mask[: under.shape[0], : under.shape[1]]
+    return page

@@ -1,0 +1,103 @@
+"""An artist's ComfyUI: a real server with every model that the shipped workflows name, all of them small and random."""
+
+import json
+import math
+import sys
+from io import BytesIO
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import COMFYUI
+from onestory.tools import client, host
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+WORKFLOWS = host.ROOT / "workflows"
+NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
+
+
+def read(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def twin(name: str) -> dict[str, dict]:
+    return read(WORKFLOWS / "api" / f"{name}.json")
+
+
+@pytest.fixture(scope="session")
+def studio(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory):
+    """A client of that server; it runs for the rest of the session."""
+    folder = tmp_path_factory.mktemp("studio")
+    models = {kind: folder / "models" / kind for kind in ("checkpoints", "loras", "controlnet")}
+    for path in models.values():
+        path.mkdir(parents=True)
+    (models["checkpoints"] / "sd_xl_base_1.0.safetensors").symlink_to(checkpoint)
+    save_file(random_lora(), models["loras"] / "sd_xl_offset_example-lora_1.0.safetensors")
+    save_file(random_controlnet(checkpoint), models["controlnet"] / "control-lora-canny-rank128.safetensors")
+    paths = folder / "studio.yaml"
+    paths.write_text(json.dumps({"studio": {kind: str(path) for kind, path in models.items()}}))
+
+    def server_arguments(*arguments):
+        return [*unchanged(*arguments), "--extra-model-paths-config", str(paths)]
+
+    this = host.Host(COMFYUI, Path(sys.executable))
+    unchanged, host.server_arguments = host.server_arguments, server_arguments
+    try:
+        with host.running(this, folder, cpu=True) as url:
+            studio = client.Client(url)
+            studio.upload("example.png", png(Image.linear_gradient("L").rotate(45)))
+            yield studio
+    finally:
+        host.server_arguments = unchanged
+
+
+def random_lora() -> dict[str, torch.Tensor]:
+    """One layer of the U-Net and one of the text encoder, at rank 1."""
+    sizes = {"diffusion_model.middle_block.1.proj_in": 320, "lora_te_text_model_encoder_layers_0_self_attn_q_proj": 768}
+    generator = torch.Generator().manual_seed(0)
+    return {
+        f"{layer}.lora_{side}.weight": torch.randn(shape, generator=generator) / size**0.5
+        for layer, size in sizes.items()
+        for side, shape in (("down", (1, size)), ("up", (size, 1)))
+    }
+
+
+def random_controlnet(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """The checkpoint's own encoder with random "zero convolutions" and hint encoder (ControlNet, arXiv 2302.05543)."""
+    prefix = "model.diffusion_model."
+    parts = tuple(prefix + part for part in ("input_blocks", "middle_block", "time_embed"))
+    with safe_open(checkpoint, "pt") as file:
+        net = {name[len(prefix) :]: file.get_tensor(name) for name in file.keys() if name.startswith(parts)}  # noqa: SIM118
+    blocks = 1 + max(int(name.split(".")[1]) for name in net if name.startswith("input_blocks"))
+    convolutions = {f"zero_convs.{block}.0": (320, 320, 1, 1) for block in range(blocks)}
+    convolutions["middle_block_out.0"] = (320, 320, 1, 1)
+    for i, (wide_in, wide_out) in enumerate(pairwise((3, 16, 16, 32, 32, 96, 96, 256, 320))):
+        convolutions[f"input_hint_block.{2 * i}"] = (wide_out, wide_in, 3, 3)
+    generator = torch.Generator().manual_seed(0)
+    for name, shape in convolutions.items():
+        net[f"{name}.weight"] = (torch.randn(shape, generator=generator) / math.prod(shape[1:]) ** 0.5).half()
+        net[f"{name}.bias"] = torch.zeros(shape[0]).half()
+    return net
+
+
+def png(image: Image.Image) -> bytes:
+    file = BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def draft(workflow: dict[str, dict], side: int = 64, steps: int = 2) -> dict[str, dict]:
+    """The workflow, quick to run: small pictures in few steps."""
+    for node in workflow.values():
+        for key, value in {"width": side, "height": side, "steps": steps}.items():
+            if key in node["inputs"]:
+                node["inputs"][key] = value
+    return workflow
+
+
+def saved(client_: client.Client, outputs: dict[str, dict], node_id: str) -> list[Image.Image]:
+    """The pictures that a Save Image node wrote."""
+    return [Image.open(BytesIO(client_.download(image))) for image in client.images(outputs, [node_id])]

@@ -1,0 +1,229 @@
+"""Inspect Story: each token's text, part and gain, the distances between frames, and the picture of them."""
+
+import numpy as np
+import pytest
+import stories
+import torch
+from comfy.sd1_clip import SD1Tokenizer
+from graphs import positive, story
+from onestory.nodes.inspect import OneStoryInspect
+from onestory.nodes.prompt import OneStoryPrompt
+from onestory.nodes.reweight import OneStoryNaiveReweight
+from onestory.story.inspect import EOT, IDENTITY, SOT, STRONGEST, WIDTH, Line, Part, as_factor, draw_story, lay_out
+from onestory.story.inspect import colour_of as colour
+from onestory.svr.inspect import annotate, distances, gains, lines_of, parts_of, roles, token_texts
+from onestory.svr.record import KEY, Span, Spans
+from onestory.svr.reweight import naive_reweight
+from PIL import Image
+
+FOX = "a young red fox"
+FRAMES = ("a red fox reads", "a red fox runs", "the red fox, red")
+
+
+@pytest.fixture(scope="module")
+def prompt(sd):
+    """A story whose frames repeat the identity's words, as Story Prompt encodes it."""
+    return positive(sd.clip, story(FOX, *FRAMES), svr=False)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return SD1Tokenizer()
+
+
+def annotated(lengths, **kwargs):
+    """A made-up story with texts and norms, and its embedding."""
+    record = stories.record(lengths, **kwargs)
+    embeds = stories.embeddings(record)
+    texts = [tuple(tuple(f"t{n} " for n in range(record.tokens)) for _ in record.encoders) for _ in record.rows]
+    return annotate(record, texts, embeds), embeds
+
+
+def sheet(record, embeds):
+    return lay_out(
+        parts_of(record), [e.name for e in record.encoders], lines_of(embeds, record), distances(embeds).numpy()
+    )
+
+
+# --- texts and parts --------------------------------------------------------------------------------------------------
+
+
+def test_parts_are_by_position_where_frames_repeat_the_identitys_words(prompt):
+    (_, options), *_ = prompt
+    parts = parts_of(options[KEY])
+    assert [(part.role, "".join(part.tokens).strip()) for part in parts] == [
+        (IDENTITY, FOX),
+        (0, "a red fox reads"),
+        (1, "a red fox runs"),
+        (2, "the red fox , red"),
+    ]
+
+
+def test_every_row_keeps_its_texts_when_rows_are_selected(prompt):
+    (_, options), *_ = prompt
+    record = options[KEY].select([2, 0])
+    assert [row.texts for row in record.rows] == [options[KEY].rows[i].texts for i in (2, 0)]
+    assert [row.norms for row in record.rows] == [options[KEY].rows[i].norms for i in (2, 0)]
+    assert hash(record) != hash(options[KEY])
+
+
+def test_a_frame_that_only_stands_in_other_rows_windows_is_shown_too(prompt):
+    (_, options), *_ = prompt
+    assert parts_of(options[KEY].select([1])) == parts_of(options[KEY])
+
+
+def test_each_identity_stands_before_its_frames_and_frames_without_one_first(sd):
+    cast = story("[Mia] a girl\n[Tom] a boy", "[Mia] reads", "rain", "[Tom] and [Mia] run", "[Mia] sits")
+    (_, options), *_ = positive(sd.clip, cast, svr=False)
+    assert [(part.role, part.characters) for part in parts_of(options[KEY])] == [
+        (1, ()),
+        (IDENTITY, ("Mia",)),
+        (0, ("Mia",)),
+        (3, ("Mia",)),
+        (IDENTITY, ("Mia", "Tom")),
+        (2, ("Mia", "Tom")),
+    ]
+
+
+@pytest.mark.parametrize(
+    "text", ["a fox", "在下雪的森林里", "café ünïcödé", "🦊 fox", "it 's 1 9 3 0 !", "🧑‍🚀 kaleidoscopic"]
+)
+def test_token_texts_put_together_are_the_prompt(tokenizer, text):
+    tokens = [t for t, _, word in tokenizer.tokenize_with_weights(text, return_word_ids=True)["l"][0] if word]
+    texts = token_texts(tokens, lambda token: tokenizer.untokenize([(token, 1.0)])[0][1])
+    assert len(texts) == len(tokens)
+    assert "".join(texts).replace(" ", "") == text.replace(" ", "")
+
+
+def test_an_embeddings_vectors_are_called_so():
+    assert token_texts([320, None, 320], lambda token: "a</w>") == ("a ", "⟨embedding⟩ ", "a ")
+
+
+def test_roles_name_every_token():
+    spans = Spans(Span(1, 3), (Span(3, 4), Span(4, 6)), Span(6, 8))
+    assert roles((5, 0), spans, 8) == (SOT, IDENTITY, IDENTITY, 5, 0, 0, EOT, EOT)
+
+
+# --- gains and distances ----------------------------------------------------------------------------------------------
+
+
+def test_what_the_text_encoder_gave_has_gain_1(prompt):
+    (embeds, options), *_ = prompt
+    assert torch.equal(gains(embeds, options[KEY]), torch.ones(3, 1, 77, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("encoders", [stories.SD15, stories.SDXL])
+def test_naive_reweighting_shows_its_own_factors(encoders):
+    record, embeds = annotated([3, 1, 4], encoders=encoders, longer=(0, 1))
+    for row, line in zip(record.rows, lines_of(naive_reweight(embeds, record, 2.0, 0.5), record)):
+        for spans, shown, gain in zip(row.spans, line.roles, line.gains):
+            assert shown == roles(row.window, spans, record.tokens)
+            want = [2.0 if role == row.frame else 0.5 if role >= 0 else 1.0 for role in shown]
+            np.testing.assert_allclose(gain, want, rtol=1e-6)
+
+
+def test_an_encoders_gain_is_of_its_own_channels_and_tokens_behind_the_record_have_none():
+    record, embeds = annotated([2, 2], encoders=stories.SDXL)
+    louder = torch.cat([embeds, embeds[:, :5]], dim=1)
+    louder[:, :, 768:] *= 3
+    got = gains(louder, record)
+    torch.testing.assert_close(got[:, 0], torch.ones(2, 77, dtype=torch.float64))
+    torch.testing.assert_close(got[:, 1], torch.full((2, 77), 3.0, dtype=torch.float64))
+
+
+def test_distances_of_known_embeddings():
+    x = torch.tensor([[1.0, 0.0], [0.0, 2.0], [-3.0, 0.0], [5.0, 0.0]])[:, None, :]
+    want = torch.tensor([[0, 1, 2, 0], [1, 0, 1, 1], [2, 1, 0, 2], [0, 1, 2, 0]], dtype=torch.float64)
+    torch.testing.assert_close(distances(x), want)
+
+
+@pytest.mark.parametrize(
+    "gain, text",
+    [(1.0, "×1.00"), (0.999, "×1.00"), (1.974, "×1.97"), (0.05, "÷20"), (0.5, "÷2.00"), (12.4, "×12"), (0.0, "≈0")],
+)
+def test_gains_read_as_factors(gain, text):
+    assert as_factor(gain) == text
+
+
+# --- the picture ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("frames, window", [(1, 1), (2, 2), (12, 12), (40, 5)])
+@pytest.mark.parametrize("encoders", [stories.SD15, stories.SDXL])
+def test_every_frame_is_on_the_page_and_nothing_beyond_its_edges(frames, window, encoders):
+    record, embeds = annotated([1 + n % 4 for n in range(frames)], width=window, encoders=encoders)
+    page = sheet(record, naive_reweight(embeds, record))
+    texts = [word.text.text for word in page.words]
+    for n in range(frames):
+        assert f"Frame {n + 1}" in texts and str(n + 1) in texts
+    assert all(0 <= b.left < b.right <= WIDTH and 0 <= b.top < b.bottom <= page.y for b, _, _ in page.shapes)
+    assert all(0 <= w.x <= w.x + w.text.width <= WIDTH and w.baseline + w.text.descent <= page.y for w in page.words)
+    assert ("Distance" in texts) == (frames > 1)
+
+
+def test_chips_and_bands_have_their_parts_colour():
+    record, embeds = annotated([3, 2], identity=4)
+    page = sheet(record, embeds)
+
+    def shapes(height, role):
+        found = [box for box, c, _ in page.shapes if box.bottom - box.top == height and np.array_equal(c, colour(role))]
+        return len(found)
+
+    chip, band = 28, 5
+    for role, tokens in ((IDENTITY, 4), (0, 3), (1, 2)):
+        assert shapes(chip, role) == tokens
+        assert shapes(band, role) == 2 * tokens, "once for each of the two rows"
+    assert len({tuple(colour(role)) for role in (SOT, IDENTITY, EOT, 0, 1, 2, 3, 4, 5, 6, 7)}) == 11
+
+
+def test_expressed_tokens_are_warm_suppressed_ones_cold_and_others_grey():
+    gain = np.array([[1.0, 1.0, STRONGEST, 100 * STRONGEST, 1 / STRONGEST, 0.0, 1.0]])
+    line = Line(0, ((SOT, IDENTITY, 0, 0, 1, 1, EOT),), gain)
+    page = draw_story([Part(0, ("a ",), ("",))], ["CLIP-L"], [line], np.zeros((1, 1)))
+    cells = [s for s in lay_out([], ["CLIP-L"], [line], np.zeros((1, 1))).shapes if s.box.bottom - s.box.top == 16][-7:]
+    assert page.shape[1] == WIDTH
+    reds, blues = ([float(c.colour[n]) for c in cells] for n in (0, 2))
+    assert reds[2] == reds[3] > 2 * blues[2] and blues[4] == blues[5] > 2 * reds[4]
+    assert abs(reds[0] - blues[0]) < 0.1
+
+
+def test_long_prompts_wrap():
+    tokens = tuple(f"{'word' * 3}{n} " for n in range(70))
+    one, many = (
+        lay_out([Part(0, t, ("",))], ["CLIP-L"], [Line(0, ((0,),), np.ones((1, 1)))], np.zeros((1, 1)))
+        for t in (tokens[:1], tokens)
+    )
+    assert many.y > one.y + 200
+    assert all(word.x + word.text.width <= WIDTH for word in many.words)
+
+
+def test_the_node_draws_the_story_and_shows_it(sd, prompt, tmp_path, monkeypatch):
+    monkeypatch.setattr("folder_paths.get_temp_directory", lambda: str(tmp_path))
+    conditioning = OneStoryNaiveReweight.execute(prompt, 2.0, 0.5).result[0]
+    plain = [[torch.zeros(1, 77, 768), {}]]
+    output = OneStoryInspect.execute(plain + conditioning)
+    image = output.result[0]
+    assert image.dtype == torch.float32 and image.shape[0] == 1 and image.shape[2:] == (WIDTH, 3)
+    assert image.min() >= 0 and image.max() <= 1
+    (shown,) = output.ui.as_dict()["images"]
+    assert Image.open(tmp_path / shown["filename"]).size == (WIDTH, image.shape[1])
+
+
+def test_it_changes_nothing(prompt, tmp_path, monkeypatch):
+    monkeypatch.setattr("folder_paths.get_temp_directory", lambda: str(tmp_path))
+    (embeds, options), *_ = prompt
+    before, keys = embeds.clone(), dict(options)
+    OneStoryInspect.execute(prompt)
+    assert torch.equal(before, embeds) and list(options) == list(keys) and options[KEY] is keys[KEY]
+
+
+def test_without_a_story_it_says_where_to_wire_it():
+    with pytest.raises(ValueError, match="found no story in its conditioning: wire .* from Story Prompt"):
+        OneStoryInspect.execute([[torch.zeros(1, 77, 768), {}]])
+
+
+def test_separate_prompts_have_one_frame_a_row(sd):
+    conditioning = OneStoryPrompt.execute(sd.clip, story(FOX, *FRAMES[:2]), "separate prompts", 0, "story").result[0]
+    (embeds, options), *_ = conditioning
+    assert [{r for r in line.roles[0] if r >= 0} for line in lines_of(embeds, options[KEY])] == [{0}, {1}]
+    assert [part.role for part in parts_of(options[KEY])] == [IDENTITY, 0, 1]

@@ -1,0 +1,363 @@
+"""Stories in runs, by Split Story, KSampler and Join Story: the frames of one batch, in less memory."""
+
+import inspect
+
+import comfy.samplers
+import pytest
+import torch
+from comfy.sample import sample as host_sample
+from graphs import (
+    control,
+    empty,
+    encode,
+    in_runs,
+    ipca,
+    join,
+    ksampler,
+    positive,
+    random,
+    sample,
+    scaled_error,
+    self_attention,
+    split,
+    story,
+)
+from onestory.attention.self_attention import anchor_sources
+from onestory.nodes.prompt import OneStoryPrompt
+from onestory.story.runs import Run, split_runs
+from onestory.svr.record import KEY
+from torch.profiler import ProfilerActivity, profile
+
+import nodes
+
+PROMISED = 1e-4
+ANCHORS = 2
+WIDTH, HEIGHT = 56, 40  # 35 tokens at the first level, 12 at the second
+FRAMES = (
+    "[Tom] runs",
+    "[Mia] sits",
+    "[Tom] and [Mia] dance",
+    "[Tom] reads",
+    "[NC] the sea",
+    "[Mia] sings",
+    "[Tom] eats",
+    "[Mia] jumps",
+    "[Tom] swims",
+    "[Mia] and [Tom] sail",
+    "[Mia] cooks",
+    "[Tom] sleeps",
+)
+SAMPLINGS = {
+    "euler, released": ({"probability": "released"}, {"sampler": "euler", "steps": 3}),
+    "heun, always": ({"probability": "always"}, {"sampler": "heun", "steps": 2}),
+}
+
+
+class Twelve:
+    """A story of twelve frames with two characters, ready to sample; `whole` keeps what one batch gave."""
+
+    def __init__(self, sd):
+        self.story = story("[Tom] a boy in a red coat\n[Mia] an old woman", *FRAMES)
+        self.positive = positive(sd.clip, self.story)
+        self.negative = encode(sd.clip, "blurry")
+        self.latent = empty(self.story, WIDTH, HEIGHT)
+        self.sd = sd
+        self.done = {}
+
+    def model(self, **changed):
+        return ipca(self_attention(self.sd.model, **{"anchors": ANCHORS, **changed}))
+
+    def whole(self, name):
+        if name not in self.done:
+            settings, sampling = SAMPLINGS[name]
+            self.done[name] = sample(self.model(**settings), self.positive, self.negative, self.latent, **sampling)
+        return self.done[name]
+
+
+@pytest.fixture(scope="module")
+def twelve(sd):
+    return Twelve(sd)
+
+
+@pytest.fixture(scope="module")
+def five(sd):
+    """A short story of one character: (positive, negative, latent), smaller still."""
+    tale = story("a red fox", "runs", "sleeps", "eats", "swims", "reads")
+    return positive(sd.clip, tale), encode(sd.clip, "blurry"), empty(tale, WIDTH, HEIGHT)
+
+
+# --- which frames make a run ------------------------------------------------------------------------------------------
+
+CASTS = {
+    "one": (("Ann",),) * 12,
+    "two": (("Ann",), ("Bob",), ("Ann", "Bob"), ("Ann",), (), ("Bob",), ("Ann",), ("Bob",), ("Ann",), ("Bob",)),
+    "late": ((),) * 5 + (("Ann",),) * 5,
+    "never alone": (("Ann", "Bob"), (), ("Ann", "Bob"), ("Bob",), ("Bob",), ("Ann", "Bob")),
+    "nobody": ((),) * 7,
+    "one frame": (("Ann",),),
+}
+
+
+@pytest.mark.parametrize("cast", CASTS)
+def test_every_frame_is_drawn_in_order_beside_all_frames_it_looks_at(cast):
+    characters = CASTS[cast]
+    for anchors in range(7):
+        sources = anchor_sources(characters, anchors)
+        needed = {s for at in sources for s in at}
+        for frames_per_run in (1, 3, 4, 100):
+            runs = split_runs(sources, frames_per_run)
+            assert {f for run in runs for f in run.frames} == set(range(len(characters)))
+            for run in runs:
+                assert run.total == len(characters)
+                assert list(run.frames) == sorted(set(run.frames))
+                assert all(set(sources[f]) <= set(run.frames) for f in run.frames)
+                assert len(set(run.frames) - needed) <= frames_per_run
+            if frames_per_run == 100:
+                assert len(runs) == 1
+
+
+def test_without_anchors_runs_have_the_asked_number_of_frames():
+    assert split_runs(anchor_sources(CASTS["one"], 0), 5) == [
+        Run((0, 1, 2, 3, 4), 12),
+        Run((5, 6, 7, 8, 9), 12),
+        Run((10, 11), 12),
+    ]
+
+
+def test_behind_its_four_anchors_each_run_has_four_new_frames():
+    runs = split_runs(anchor_sources((("Ann",),) * 12, 4), 4)
+    assert [run.frames for run in runs] == [(0, 1, 2, 3), (0, 1, 2, 3, 4, 5, 6, 7), (0, 1, 2, 3, 8, 9, 10, 11)]
+
+
+# --- the same frames as one batch -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("frames_per_run", [4, 3, 1])
+@pytest.mark.parametrize("name", SAMPLINGS)
+def test_twelve_frames_in_runs_equal_one_batch(twelve, name, frames_per_run):
+    settings, sampling = SAMPLINGS[name]
+    got = in_runs(
+        twelve.model(**settings), twelve.positive, twelve.negative, twelve.latent, frames_per_run, ANCHORS, **sampling
+    )
+    assert got.dtype == torch.float32
+    assert scaled_error(got, twelve.whole(name)) < PROMISED
+
+
+def test_frames_look_at_each_other_in_that_batch(twelve):
+    """Else runs would equal it anyway: every frame changes but the one that shows nobody."""
+    settings, sampling = SAMPLINGS["heun, always"]
+    alone = sample(ipca(twelve.sd.model), twelve.positive, twelve.negative, twelve.latent, **sampling)
+    change = (twelve.whole("heun, always") - alone).abs().amax(dim=(1, 2, 3)) / alone.std()
+    nobody = FRAMES.index("[NC] the sea")
+    assert change[nobody] < PROMISED
+    assert (torch.cat([change[:nobody], change[nobody + 1 :]]) > 100 * PROMISED).all()
+
+
+def test_the_same_graph_twice_is_bit_equal(twelve):
+    name = "euler, released"
+    settings, sampling = SAMPLINGS[name]
+    again = sample(twelve.model(**settings), twelve.positive, twelve.negative, twelve.latent, **sampling)
+    assert torch.equal(again, twelve.whole(name))
+
+
+def test_without_self_attention_runs_of_one_frame_equal_one_batch(sd, five):
+    conditioning, negative, latent = five
+    model = ipca(sd.model, dropout=0.3)
+    runs = split(conditioning, latent, 1, 0)
+    assert [part["samples"].shape[0] for _, part, _ in runs] == [1] * 5
+    got = in_runs(model, conditioning, negative, latent, 1, 0)
+    assert scaled_error(got, sample(model, conditioning, negative, latent)) < PROMISED
+
+
+@pytest.mark.parametrize("noise_ids", ["0,0,5,0,5", "4,3,2,1,0"])
+def test_noise_ids_go_with_their_frames(sd, five, noise_ids):
+    conditioning, negative, latent = five
+    latent = {**latent, "batch_index": [int(n) for n in noise_ids.split(",")]}
+    runs = [ksampler(sd.model, run, negative, part) for run, part, _ in split(conditioning, latent, 2, 0)]
+    joined = join(runs)
+    assert joined["batch_index"] == latent["batch_index"]
+    assert scaled_error(joined["samples"], sample(sd.model, conditioning, negative, latent)) < PROMISED
+
+
+@pytest.mark.parametrize("masks", [1, 2, 5])
+def test_noise_masks_go_with_their_frames(sd, five, masks):
+    """As with Set Latent Noise Mask; ComfyUI repeats masks where there are fewer than frames."""
+    conditioning, negative, latent = five
+    model = self_attention(sd.model)
+    mask = (random([masks, HEIGHT, WIDTH]) > 0.5).float()
+    drawn = {**latent, "samples": random([5, 4, HEIGHT // 8, WIDTH // 8], seed=1)}
+    drawn = nodes.SetLatentNoiseMask().set_mask(drawn, mask)[0]
+    runs = [ksampler(model, run, negative, part) for run, part, _ in split(conditioning, drawn, 2, ANCHORS)]
+    joined = join(runs)
+    whole = ksampler(model, conditioning, negative, drawn)
+    assert scaled_error(joined["samples"], whole["samples"]) < PROMISED
+    assert scaled_error(joined["samples"], sample(model, conditioning, negative, latent)) > 100 * PROMISED
+    used = whole["noise_mask"].reshape(masks, HEIGHT, WIDTH)
+    assert torch.equal(joined["noise_mask"].reshape(-1, HEIGHT, WIDTH), used[[j % masks for j in range(5)]])
+
+
+@pytest.mark.parametrize("hints", [1, 5])
+def test_controlnet_hints_go_with_their_frames(sd, five, hints):
+    conditioning, negative, latent = five
+    model = self_attention(sd.model)
+    pos, neg = control(conditioning, negative, random([hints, HEIGHT, WIDTH, 3]))
+    pos, neg = control(pos, neg, random([hints, HEIGHT, WIDTH, 3], seed=1))
+    parts = split(pos, latent, 2, ANCHORS, neg)
+    got = join([ksampler(model, run, negative_run, part) for run, part, negative_run in parts])["samples"]
+    assert scaled_error(got, sample(model, pos, neg, latent)) < PROMISED
+    assert scaled_error(got, sample(model, conditioning, negative, latent)) > 100 * PROMISED
+    assert pos[0][1]["control"].cond_hint_original.shape[0] == hints, "the graph's own ControlNet is left as it is"
+
+
+def test_masks_for_each_frame_go_with_their_frames(sd, five):
+    conditioning, negative, latent = five
+    pos = nodes.ConditioningSetMask().append(conditioning, random([5, HEIGHT, WIDTH]), "default", 1.0)[0]
+    pos = pos + encode(sd.clip, "a castle")
+    model = ipca(self_attention(sd.model))
+    assert scaled_error(in_runs(model, pos, negative, latent, 2, ANCHORS), sample(model, pos, negative, latent)) < (
+        PROMISED
+    )
+
+
+def test_prompts_batched_without_a_record_are_one_group_and_split_too(sd, five):
+    """Plain CLIPTextEncode rows and Empty Latent Image: no story, no noise ids."""
+    _, negative, latent = five
+    prompts = [encode(sd.clip, text)[0] for text in ("a fox", "a dog runs", "a cat", "a tree", "a cat sleeps")]
+    pooled = torch.cat([options["pooled_output"] for _, options in prompts])
+    conditioning = [[torch.cat([embeds for embeds, _ in prompts]), {"pooled_output": pooled}]]
+    latent = nodes.EmptyLatentImage().generate(64, 64, 5)[0]
+    model = self_attention(sd.model, anchors=ANCHORS)
+    whole = sample(model, conditioning, negative, latent)
+    change = (whole - sample(sd.model, conditioning, negative, latent)).abs().amax(dim=(1, 2, 3)) / whole.std()
+    assert (change > 100 * PROMISED).all(), "every frame looks at others"
+    for frames_per_run in (2, 1):
+        got = in_runs(model, conditioning, negative, latent, frames_per_run, ANCHORS)
+        assert scaled_error(got, whole) < PROMISED
+
+
+# --- what it leaves alone ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changed", [{"sampling_rate": 0.0}, {"sampling_rate": 0.0, "variant": "tiles"}, {"start_percent": 1.0}]
+)
+def test_self_attention_off_is_bit_equal_to_the_unpatched_model(sd, five, changed):
+    assert torch.equal(sample(self_attention(sd.model, **changed), *five), sample(sd.model, *five))
+
+
+@pytest.mark.parametrize("variant", ["anchors", "tiles"])
+def test_one_frame_is_bit_equal_to_the_unpatched_model(sd, variant):
+    tale = story("a red fox", "runs")
+    graph = positive(sd.clip, tale), encode(sd.clip, "blurry"), empty(tale, WIDTH, HEIGHT)
+    assert torch.equal(sample(self_attention(sd.model, variant=variant), *graph), sample(sd.model, *graph))
+
+
+def test_draws_neither_use_nor_touch_the_global_generator(sd, five):
+    conditioning, negative, latent = five
+    model = ipca(self_attention(sd.model, probability="released"), dropout=0.5)
+    noise = torch.randn(latent["samples"].shape, generator=torch.Generator().manual_seed(0))
+    got = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        state = torch.get_rng_state()
+        with torch.inference_mode():
+            got.append(
+                host_sample(
+                    model, noise, 2, 5.0, "euler", "normal", conditioning, negative, latent["samples"], seed=0
+                )
+            )
+        assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(*got)
+
+
+@pytest.mark.parametrize("variant", ["anchors", "tiles"])
+def test_another_seed_draws_other_tokens(sd, five, variant):
+    first, second = (sample(self_attention(sd.model, variant=variant, seed=seed), *five) for seed in (0, 1))
+    assert scaled_error(first, second) > 100 * PROMISED
+
+
+def test_branches_sampled_apart_equal_one_batch(sd, five, monkeypatch):
+    """ComfyUI does so where memory is short."""
+    model = self_attention(sd.model)
+    together = sample(model, *five)
+    monkeypatch.setattr(type(sd.model), "get_free_memory", lambda *args: 0)
+    assert scaled_error(sample(model, *five), together) < PROMISED
+
+
+# --- mistakes in the graph --------------------------------------------------------------------------------------------
+
+
+def parts(frames_per_run=2, frames=5):
+    runs = split_runs(anchor_sources((("",),) * frames, 1), frames_per_run)
+    return [
+        {"samples": torch.zeros(len(run.frames), 4, 5, 7), "batch_index": list(run.frames), KEY: run} for run in runs
+    ]
+
+
+def test_join_without_split_says_what_to_wire():
+    with pytest.raises(ValueError, match="not a run of a story: wire Split Story in front of it"):
+        join([{"samples": torch.zeros(2, 4, 5, 7)}])
+    with pytest.raises(ValueError, match="not a run of a story"):
+        join([*parts(), {"samples": torch.zeros(2, 4, 5, 7)}])
+
+
+def test_join_without_one_run_names_the_first_missing_frame():
+    with pytest.raises(ValueError, match="lacks frame 3 of 5: wire all runs of one Split Story"):
+        join([parts()[0], parts()[2]])
+
+
+def test_join_gives_an_ordinary_latent():
+    joined = join(parts())
+    assert KEY not in joined and joined["batch_index"] == [0, 1, 2, 3, 4] and joined["samples"].shape[0] == 5
+
+
+def test_split_refuses_a_latent_of_another_story(five):
+    conditioning, _, latent = five
+    with pytest.raises(ValueError, match="The latent batch has 4 frames and the story 5"):
+        split(conditioning, {**latent, "samples": latent["samples"][:4]}, 2, 2)
+
+
+def test_a_run_without_its_anchors_says_which_number_to_set(sd, five):
+    conditioning, negative, latent = five
+    _, (run, part, _), *_ = split(conditioning, latent, 2, 1)
+    with pytest.raises(ValueError, match="lacks frame 2, which others look at: set the input `anchors` of .* to 4"):
+        sample(self_attention(sd.model, anchors=4), run, negative, part)
+
+
+def test_tiles_in_runs_say_what_to_use(sd, five):
+    conditioning, negative, latent = five
+    run, part, _ = split(conditioning, latent, 2, 2)[0]
+    with pytest.raises(ValueError, match=r"This run has \d of the story's 5 frames, and the variant “tiles”"):
+        sample(self_attention(sd.model, variant="tiles"), run, negative, part)
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+def peak_bytes(work) -> int:
+    """The most bytes that were allocated at once since `work` began, counted by torch's allocator."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        work()
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    live = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        live += event.nbytes()
+        peak = max(peak, live)
+    return peak
+
+
+def test_peak_memory_does_not_grow_with_the_number_of_frames(sd):
+    """A 40-frame story in runs of 4 peaks within 10% of an 8-frame one, in runs or in one batch."""
+    model, negative = self_attention(sd.model, anchors=4), encode(sd.clip, "blurry")
+
+    def peak(frames, whole=False):
+        tale = story("a red fox", *["runs"] * frames)
+        with torch.inference_mode():
+            conditioning = OneStoryPrompt.execute(sd.clip, tale, "separate prompts", 0, "story").result[0]
+        graph = model, conditioning, negative, empty(tale, WIDTH, HEIGHT)
+        return peak_bytes(lambda: sample(*graph, steps=1) if whole else in_runs(*graph, 4, 4, steps=1))
+
+    eight = peak(8)
+    assert eight > 1e6
+    assert peak(40) < 1.1 * eight
+    assert eight < 1.1 * peak(8, whole=True)

@@ -1,0 +1,229 @@
+"""Try the pack on every ComfyUI version that the package index carries, and compare what it draws with the newest's.
+
+Each version gets a ComfyUI of its own in `.host/versions`; most of their files are shared on disk where uv can do that.
+The shipped workflows run there small, with random models. What was tried with this very pack is not tried again, so
+it may be interrupted and run again.
+"""
+
+import argparse
+import array
+import hashlib
+import json
+import math
+import re
+import shutil
+import struct
+import subprocess
+from pathlib import Path
+
+from . import host
+from .client import Client, Workflow, images
+from .failure import Failure
+
+VERSIONS = host.HOST / "versions"
+WORKFLOWS = host.ROOT / "workflows" / "api"
+STUDIO = host.ROOT / "tests" / "studio.py"
+README = host.ROOT / "README.md"
+MARKS = ("<!-- matrix -->\n", "<!-- /matrix -->\n")
+
+# The largest difference of any latent from the newest version's, in units of their standard deviation.
+TOLERANCE = 1e-3
+
+SAMPLERS = ("KSampler", "KSamplerAdvanced", "SamplerCustom", "SamplerCustomAdvanced")
+SMALL = {"width": 64, "height": 64, "steps": 2}
+
+# The models that the shipped workflows name, as the tests write them.
+WRITE_MODELS = """
+import sys
+from pathlib import Path
+import studio
+checkpoint, folder = map(Path, sys.argv[1:])
+studio.save_file(studio.random_lora(), folder / "loras" / "sd_xl_offset_example-lora_1.0.safetensors")
+studio.save_file(studio.random_controlnet(checkpoint), folder / "controlnet" / "control-lora-canny-rank128.safetensors")
+"""
+KINDS = ("checkpoints", "loras", "controlnet")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = __doc__
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    known = [source.comfyui for source in host.SOURCES]
+    parser.add_argument("--versions", metavar="X.Y.Z", nargs="+", choices=known, help=f"of {', '.join(known)}")
+    parser.add_argument("--write", action="store_true", help="put the table into README.md")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Returns 1 when any version fails."""
+    models = write_models()
+    newest = host.NEWEST.comfyui
+    wanted = [s for s in host.SOURCES if args.versions is None or s.comfyui in (newest, *args.versions)]
+    pack = pack_digest()
+    results = {source.comfyui: result(source, pack, models) for source in wanted}
+    rows, faults = [], []
+    for version, got in results.items():
+        row, found = judge(got, results[newest])
+        rows.append(f"| {version} | {' | '.join(row)} |\n")
+        faults += [f"ComfyUI {version}: {fault}" for fault in found]
+    table = "".join(
+        [f"| ComfyUI | nodes | workflows | largest difference from {newest} |\n", "| --- | --- | --- | --- |\n", *rows]
+    )
+    print(table, *faults, sep="\n")
+    if args.write:
+        write(table)
+    return 1 if faults else 0
+
+
+def write_models() -> Path:
+    """The folder of random models under the names in the shipped workflows; written by the newest version."""
+    folder = VERSIONS / "models"
+    this = host.set_up()
+    checkpoint = host.random_checkpoint(this)
+    pin = " ".join(host.digest(path) for path in (STUDIO, host.TOOLS / "random_checkpoint.py"))
+    with host.lock(VERSIONS):
+        if not host.is_stamped(folder, pin):
+            host.install_dev_tools(this)
+            for kind in KINDS:
+                (folder / kind).mkdir(parents=True, exist_ok=True)
+            link = folder / "checkpoints" / "sd_xl_base_1.0.safetensors"
+            link.unlink(missing_ok=True)
+            link.symlink_to(checkpoint)
+            command: list[str | Path] = [this.python, "-c", WRITE_MODELS, checkpoint, folder]
+            done = subprocess.run(command, cwd=STUDIO.parent, capture_output=True, text=True)
+            if done.returncode:
+                raise Failure(f"The random models could not be written:\n{host.tail(done.stderr)}")
+            host.stamp(folder, pin)
+    return folder
+
+
+def pack_digest() -> str:
+    """The sha256 of all that a result depends on."""
+    files = [path for name in ("nodes", "story", "svr", "attention") for path in (host.ROOT / name).rglob("*.py")]
+    files += [*WORKFLOWS.glob("*.json"), host.ROOT / "__init__.py", STUDIO, Path(__file__)]
+    return hashlib.sha256("".join(f"{path.name} {host.digest(path)}\n" for path in sorted(files)).encode()).hexdigest()
+
+
+def result(source: host.Source, pack: str, models: Path) -> dict:
+    """What the pack did on this version: its nodes, and by workflow the latents and pictures or a sentence.
+
+    A version on which nothing could be tried has only an "error".
+    """
+    folder = VERSIONS / source.comfyui
+    file, pin = folder / "run" / "result.json", f"{pack} {source.sha256}"
+    if host.is_stamped(file.parent, pin):
+        return json.loads(file.read_text())
+    host.say(f"== ComfyUI {source.comfyui}")
+    shutil.rmtree(file.parent, ignore_errors=True)
+    file.parent.mkdir(parents=True)
+    try:
+        this = host.set_up(host.HOST if source == host.NEWEST else folder, source)
+        got = try_out(this, file.parent, models)
+    except Failure as failure:
+        return {"error": str(failure)}
+    file.write_text(json.dumps(got))
+    host.stamp(file.parent, pin)
+    return got
+
+
+def try_out(this: host.Host, folder: Path, models: Path) -> dict:
+    """Run the shipped workflows on a server with the pack in it."""
+    paths = folder / "paths.yaml"
+    paths.write_text(json.dumps({"matrix": {kind: str(models / kind) for kind in KINDS}}))
+    with host.running(this, folder, cpu=True, more=("--extra-model-paths-config", str(paths))) as url:
+        client = Client(url)
+        client.upload("example.png", (this.comfyui / "input" / "example.png").read_bytes())
+        info = client.get("/object_info")
+        ours = sorted(name for name, node in info.items() if node["python_module"] == f"custom_nodes.{host.PACK}")
+        if not ours:
+            raise Failure(f"The pack did not load:\n{complaint(folder / 'comfyui.log')}")
+        return {
+            "nodes": ours,
+            "workflows": {path.stem: draw(client, path, info) for path in sorted(WORKFLOWS.glob("*.json"))},
+        }
+
+
+def complaint(log: Path) -> str:
+    """What ComfyUI's log says of the pack."""
+    lines = [line for line in log.read_text("utf-8", "replace").splitlines() if re.search("onestory", line, re.I)]
+    return "\n".join(lines[-5:])
+
+
+def draw(client: Client, path: Path, info: dict) -> dict:
+    """A workflow's latents and number of pictures; or what it lacks here, or its error."""
+    workflow = draft(json.loads(path.read_text(encoding="utf-8")), path.stem)
+    missing = sorted({node["class_type"] for node in workflow.values()} - set(info))
+    if missing:
+        return {"lacks": missing}
+    host.show(f"{path.stem} ...")
+    try:
+        outputs = client.run(workflow)
+    except Failure as failure:
+        return {"error": str(failure)}
+    saved = [entry for output in outputs.values() for entry in output.get("latents", [])]
+    latents = {entry["filename"]: values(client.download(entry)).tolist() for entry in saved}
+    return {"latents": latents, "pictures": len(images(outputs, list(outputs)))}
+
+
+def draft(workflow: Workflow, name: str) -> Workflow:
+    """The workflow at small size, with a Save Latent behind every sampler."""
+    for node in workflow.values():
+        node["inputs"].update({name: value for name, value in SMALL.items() if name in node["inputs"]})
+    samplers = [key for key, node in workflow.items() if node["class_type"] in SAMPLERS]
+    for key in samplers:
+        inputs = {"samples": [key, 0], "filename_prefix": f"{name} {key}"}
+        workflow[f"latent_{key}"] = {"class_type": "SaveLatent", "inputs": inputs}
+    return workflow
+
+
+def values(data: bytes) -> array.array:
+    """The numbers in a file of Save Latent's: safetensors with one float32 tensor."""
+    (length,) = struct.unpack_from("<Q", data)
+    start, stop = json.loads(data[8 : 8 + length])["latent_tensor"]["data_offsets"]
+    return array.array("f", data[8 + length + start : 8 + length + stop])
+
+
+def judge(got: dict, newest: dict) -> tuple[list[str], list[str]]:
+    """A version's cells in the table, and its faults."""
+    if "error" in got or "error" in newest:
+        return ["–"] * 3, [got.get("error", "there is nothing to compare with")]
+    faults, differences, drawn = [], [0.0], 0
+    missing = sorted(set(newest["nodes"]) - set(got["nodes"]))
+    if missing:
+        faults.append(f"the nodes {', '.join(missing)} are missing")
+    for name, wanted in sorted(newest["workflows"].items()):
+        found = got["workflows"][name]
+        if "lacks" in found:
+            host.say(f"{name}: this version has no {', '.join(found['lacks'])}")
+            continue
+        if "error" in found or "error" in wanted:
+            faults.append(f"{name}: {found.get('error') or 'there is nothing to compare with'}")
+            continue
+        drawn += 1
+        if found["pictures"] != wanted["pictures"]:
+            faults.append(f"{name}: {found['pictures']} pictures instead of {wanted['pictures']}")
+        differences += [difference(found["latents"].get(file, []), want) for file, want in wanted["latents"].items()]
+    if max(differences) > TOLERANCE:
+        faults.append(f"latents differ by {max(differences):.1e} standard deviations")
+    return [
+        f"{len(got['nodes'])} of {len(newest['nodes'])}",
+        f"{drawn} of {len(newest['workflows'])}",
+        "–" if got is newest else f"{max(differences):.0e}" if any(differences) else "none",
+    ], faults
+
+
+def difference(found: list[float], wanted: list[float]) -> float:
+    """The largest difference of two latents, in standard deviations of the second."""
+    if len(found) != len(wanted):
+        return math.inf
+    mean = math.fsum(wanted) / len(wanted)
+    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in wanted) / len(wanted))
+    return max(abs(a - b) for a, b in zip(found, wanted)) / deviation
+
+
+def write(table: str) -> None:
+    """Put the table between README's marks."""
+    text = README.read_text(encoding="utf-8")
+    before, mark, rest = text.partition(MARKS[0])
+    _, end, after = rest.partition(MARKS[1])
+    if not end:
+        raise Failure(f"{README} has no place for the table: write {MARKS[0].strip()} and {MARKS[1].strip()} into it.")
+    README.write_text(f"{before}{mark}\n{table}\n{end}{after}", encoding="utf-8")

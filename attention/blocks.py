@@ -39,3 +39,11 @@ def parse_blocks(text: str) -> Blocks:
 def selects(blocks: Blocks, block: tuple) -> bool:
     """Whether `block`, which begins with ComfyUI's (name, number), is one of `blocks`."""
     return any(name == block[0] and first <= block[1] <= last for name, first, last in blocks)
+
+
+def describe(blocks: Blocks) -> str:
+    """The text for `blocks`, as a person would write it."""
+    return "+".join(
+        name if last == EVERY else f"{name}.{first}" if first == last else f"{name}.{first}-{last}"
+        for name, first, last in blocks
+    )

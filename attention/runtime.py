@@ -20,8 +20,8 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..svr.record import KEY, Record
-from .blocks import selects
-from .ipca import IPCA, biased_attention, identity_bias
+from .blocks import describe, selects
+from .ipca import IPCA, biased_attention, eot_span, identity_bias, identity_span
 from .self_attention import (
     Characters,
     Gather,
@@ -72,26 +72,44 @@ def patch(model: Any, **added: IPCA | SelfAttention | View) -> Any:
     """A clone of the `ModelPatcher` with one more setting of a kind (`ipca`, `self_attention` or `views`), behind
     those it has.
 
-    A model whose attention is not a Stable Diffusion U-Net's comes back as it is, with a warning.
+    A model whose attention is not a Stable Diffusion U-Net's comes back as it is, with a warning. Raises `ValueError`
+    for a setting whose blocks the model lacks.
     """
     clone = model.clone()
-    if not attention_blocks(model):
+    own = attention_blocks(model)
+    if not own:
         logging.warning(
             "OneStory: %s has no U-Net with cross-attention (SD1.x, SD2.x and SDXL have), so it is used unchanged.",
             type(model.model).__name__,
         )
         return clone
+    for setting in added.values():
+        if not any(selects(setting.blocks, block) for block in own):
+            names = ", ".join(f"{name}.{number}" for name, number in own)
+            raise ValueError(
+                f"The blocks “{describe(setting.blocks)}” are none that this model has attention in: write “all”, or "
+                f"some of {names}."
+            )
     options = clone.model_options["transformer_options"]
     patches = options.get(KEY, Patches())
+    if not any(getattr(patches, kind) or not is_off(value) for kind, value in added.items()):
+        return clone
     options[KEY] = patches._replace(**{kind: (*getattr(patches, kind), value) for kind, value in added.items()})
     for kind, wrapper in (
         (WrappersMP.OUTER_SAMPLE, outer_sample),
         (WrappersMP.PREDICT_NOISE, predict_noise),
-        (WrappersMP.DIFFUSION_MODEL, diffusion_model),
+        (WrappersMP.APPLY_MODEL, apply_model),
     ):
         clone.remove_wrappers_with_key(kind, KEY)
         clone.add_wrapper_with_key(kind, KEY, wrapper)
     return clone
+
+
+def is_off(setting: IPCA | SelfAttention | View) -> bool:
+    """Whether the setting does nothing but overrule earlier ones."""
+    if isinstance(setting, IPCA):
+        return setting.strength == 0
+    return isinstance(setting, SelfAttention) and setting.sampling_rate == 0
 
 
 def attention_blocks(model: Any) -> list[tuple[str, int]]:
@@ -188,23 +206,27 @@ def positive(conds: dict[str, list[dict[str, Any]]]) -> list[tuple[str, dict[str
     return [(name, c) for name, entries in conds.items() if "negative" not in name for c in entries]
 
 
-def diffusion_model(
+def apply_model(
     executor: Any,
     x: Tensor,
-    timesteps: Tensor,
-    context: Tensor,
-    y: Tensor | None = None,
+    t: Tensor,
+    c_concat: Tensor | None = None,
+    c_crossattn: Tensor | None = None,
     control: Any = None,
     transformer_options: dict[str, Any] = {},
     **kwargs: Any,
 ) -> Tensor:
-    """Once a forward pass: see which rows hold which frames, and listen for the attention calls."""
+    """Once a forward pass: see which rows hold which frames, and listen for the attention calls.
+
+    This is outside of what torch.compile compiles, as all has to be that differs from step to step.
+    """
     step = transformer_options.get(KEY)
-    if isinstance(step, Step):
-        forward = Forward(step, transformer_options, x, context)
+    if isinstance(step, Step) and c_crossattn is not None:
+        forward = Forward(step, transformer_options, x, c_crossattn)
         if forward.on:
+            forward.make_biases(executor.class_obj.get_dtype_inference(), x.device)
             transformer_options = forward.listen(transformer_options)
-    return executor(x, timesteps, context, y, control, transformer_options, **kwargs)
+    return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
 
 
 class Chunk(NamedTuple):
@@ -223,18 +245,20 @@ class Forward:
     """
 
     def __init__(self, step: Step, transformer_options: dict[str, Any], x: Tensor, context: Tensor):
-        self.step = step
+        self.step = step._replace(stories={})  # torch.compile can't look into a dict by uuid
         self.batch = batch = x.shape[0]
         self.size = tuple(x.shape[-2:])
         self.tokens = context.shape[1]
         self.next: tuple[str, int, int] | None = None
         self.previous = transformer_options.get("optimized_attention_override")
-        self.biases: dict[Any, Tensor] = {}
+        self.biases: dict[IPCA, Tensor] = {}
         self.gathers: dict[Any, list[Gather]] = {}
         self.columns: dict[int, Tensor] = {}
         uuids = transformer_options["uuids"]
         rows = batch // len(uuids)
-        self.chunks = [Chunk(i * rows, (i + 1) * rows, self.place(uuid, rows)) for i, uuid in enumerate(uuids)]
+        self.chunks = [
+            Chunk(i * rows, (i + 1) * rows, self.place(step.stories.get(uuid), rows)) for i, uuid in enumerate(uuids)
+        ]
         self.whole = rows == len(step.frames)
         if not self.whole and step.number == 0:
             logging.warning(
@@ -245,8 +269,7 @@ class Forward:
         cross = bool(step.patches.ipca or step.patches.views) and any(chunk.placement for chunk in self.chunks)
         self.on = cross or (bool(step.patches.self_attention) and self.whole and rows > 1)
 
-    def place(self, uuid: Any, rows: int) -> Placement | None:
-        placement = self.step.stories.get(uuid)
+    def place(self, placement: Placement | None, rows: int) -> Placement | None:
         if placement is None:
             return None
         record = placement.record
@@ -264,6 +287,7 @@ class Forward:
             replace["attn2"] = {block: partial(self.replaced, p) for block, p in replace["attn2"].items()}
         return {
             **transformer_options,
+            KEY: self.step,
             "patches": patches,
             "patches_replace": replace,
             "optimized_attention_override": self.attend,
@@ -290,10 +314,25 @@ class Forward:
         kwargs["mask"] = mask
         if bias is not None:
             return biased_attention(attention, q, k, v, heads, bias, **kwargs)
-        gathers = self.sources(layer, q, k)
-        if gathers is not None:
-            return consistent_attention(attention, q, k, v, heads, gathers, **kwargs)
+        if layer is not None and layer[0] == "attn1" and self.setting(self.step.patches.self_attention, layer):
+            return self.look_around(layer, attention, q, k, v, heads, **kwargs)
         return attention(q, k, v, heads, **kwargs)
+
+    @torch.compiler.disable
+    def look_around(
+        self,
+        layer: tuple[str, int, int],
+        attention: Callable[..., Tensor],
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        heads: int,
+        **kwargs: Any,
+    ) -> Tensor:
+        gathers = self.sources(layer, q, k)
+        if gathers is None:
+            return attention(q, k, v, heads, **kwargs)
+        return consistent_attention(attention, q, k, v, heads, gathers, **kwargs)
 
     def replaced(self, patch: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, extra_options: Any) -> Tensor:
         """Another pack's `attn2_replace` patch, which may call attention out of our hearing, plus what IPCA adds."""
@@ -315,10 +354,29 @@ class Forward:
         ipca = self.setting(self.step.patches.ipca, layer)
         if ipca is None or not ipca.strength:
             return None
-        key = (ipca, q.dtype) if not ipca.dropout else None
-        if key is not None and key in self.biases:
-            return self.biases[key]
-        queries = q.shape[-2] if ipca.dropout else 1
+        if not q.shape[0] == k.shape[0] == self.batch:
+            if self.step.number == 0:
+                logging.warning("OneStory: another patch cuts block %s.%d, so IPCA leaves it as it is.", *layer[1:3])
+            return None
+        if ipca.dropout:
+            return self.make_bias(ipca, q.dtype, q.device, q.shape[-2], layer)
+        return self.biases[ipca].to(q)
+
+    def make_biases(self, dtype: torch.dtype, device: torch.device) -> None:
+        """All biases that layers share."""
+        for ipca in self.step.patches.ipca:
+            if ipca.strength and not ipca.dropout:
+                self.biases[ipca] = self.make_bias(ipca, dtype, device)
+
+    @torch.compiler.disable
+    def make_bias(
+        self,
+        ipca: IPCA,
+        dtype: torch.dtype,
+        device: torch.device,
+        queries: int = 1,
+        layer: tuple[str, int, int] | None = None,
+    ) -> Tensor:
         zeros = ipca.variant == "paper"
         bias = torch.zeros(self.batch, queries, self.tokens + zeros)
         if zeros:
@@ -327,15 +385,15 @@ class Forward:
             if chunk.placement is None:
                 continue
             record, own = chunk.placement
+            made: dict[Any, Tensor] = {}
             for i, row in enumerate(record.rows, chunk.start):
-                generator = seeded(ipca.seed, self.step.number, layer, row.frame) if ipca.dropout else None
-                bias[i] = identity_bias(
-                    row, record, ipca.strength, ipca.variant, own, self.tokens // own, ipca.dropout, queries, generator
-                )
-        bias = bias.to(q)
-        if key is not None:
-            self.biases[key] = bias
-        return bias
+                at = i if ipca.dropout else (identity_span(row), eot_span(row))
+                if at not in made:
+                    generator = seeded(ipca.seed, self.step.number, layer, row.frame) if ipca.dropout else None
+                    settings = ipca.strength, ipca.variant, own, self.tokens // own, ipca.dropout, queries, generator
+                    made[at] = identity_bias(row, record, *settings)
+                bias[i] = made[at]
+        return bias.to(dtype).to(device, non_blocking=device.type == "cuda")
 
     def watch(
         self,
@@ -372,9 +430,9 @@ class Forward:
             for recording in recordings:
                 recording.add(record, mass.unflatten(1, size))
 
-    def sources(self, layer: tuple[str, int, int] | None, q: Tensor, k: Tensor) -> list[Gather] | None:
+    def sources(self, layer: tuple[str, int, int], q: Tensor, k: Tensor) -> list[Gather] | None:
         """What the rows of a self-attention layer look at, or None where they look only at themselves."""
-        if layer is None or layer[0] != "attn1" or not self.whole:
+        if not self.whole:
             return None
         own = self.setting(self.step.patches.self_attention, layer)
         tokens = k.shape[-2]
@@ -383,7 +441,9 @@ class Forward:
         step, characters = self.step, self.step.characters
         if not q.shape[0] == k.shape[0] == self.batch:
             if step.number == 0:
-                logging.warning("OneStory: another patch cuts block %s.%d, so it is left as it is.", *layer[1:3])
+                logging.warning(
+                    "OneStory: another patch cuts block %s.%d, so self-attention leaves it as it is.", *layer[1:3]
+                )
             return None
         chance = probability(own.probability, step.number, step.steps)
         if torch.rand((), generator=seeded(own.seed, step.number, layer)) >= chance:

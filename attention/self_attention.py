@@ -16,8 +16,8 @@ from torch import Tensor
 from .blocks import Blocks
 
 GATHERED = 2**27
-GATHERED_ON_CPU = 2**25
-"""How many bytes of keys and values are gathered at a time. A GPU needs many rows at once to be busy."""
+GATHERED_ON_CPU = 2**20
+"""How many bytes of keys and values are gathered at a time, if that is a row: only a GPU needs many to be busy."""
 
 Characters = tuple[tuple[str, ...], ...]
 """For each frame of the story, who it shows."""
@@ -167,11 +167,11 @@ def consistent_attention(
     """
     flat_k, flat_v = k.flatten(0, 1), v.flatten(0, 1)
     times = Counter(row for gather in gathers for row in range(gather.start, gather.stop))
-    limit = GATHERED_ON_CPU if k.device.type == "cpu" else GATHERED
     out: Tensor | None = None
     for first, last, keys in gathers:
         size = last - first
         if keys is not None:
+            limit = GATHERED_ON_CPU if k.device.type == "cpu" else GATHERED
             most = max(1, limit // (2 * keys.shape[1] * k.shape[2] * k.element_size()))
             size = math.ceil(size / math.ceil(size / most))
         for start in range(first, last, size):
@@ -187,6 +187,7 @@ def consistent_attention(
             if out is None:
                 out = result.new_zeros(len(q), *result.shape[1:])
             out[start:stop] += result
+            del seen, result
     assert out is not None
     for row, count in times.items():
         if count > 1:

@@ -2,8 +2,8 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io, ui
 
-from ..attention.blocks import parse_blocks, selects
-from ..attention.runtime import attention_blocks, patch
+from ..attention.blocks import parse_blocks
+from ..attention.runtime import patch
 from ..attention.view import Recording, View, resize, stretch
 from ..story.heat import overlay
 from .types import CATEGORY
@@ -62,13 +62,6 @@ class OneStoryAttentionRecorder(io.ComfyNode):
     @classmethod
     def execute(cls, model: ModelPatcher, blocks: str, start_percent: float, end_percent: float) -> io.NodeOutput:
         view = View(Recording(), parse_blocks(blocks), start_percent, end_percent)
-        own = attention_blocks(model)
-        if own and not any(selects(view.blocks, block) for block in own):
-            names = ", ".join(f"{name}.{number}" for name, number in own)
-            raise ValueError(
-                f"Attention Recorder's blocks “{blocks}” are none that this model has attention in: write “up”, or "
-                f"some of {names}."
-            )
         return io.NodeOutput(patch(model, views=view), view.recording)
 
 

@@ -6,7 +6,7 @@ from comfy_api.latest import io, ui
 from ..story.inspect import draw_story
 from ..svr.consolidate import NAMES
 from ..svr.inspect import distances, lines_of, parts_of
-from ..svr.record import KEY
+from ..svr.record import KEY, NORMS
 from .types import CATEGORY
 
 
@@ -35,14 +35,16 @@ class OneStoryInspect(io.ComfyNode):
 
     @classmethod
     def execute(cls, conditioning: list[list[Any]]) -> io.NodeOutput:
-        found = next(((embeds, options[KEY]) for embeds, options in conditioning if KEY in options), None)
+        found = next(((embeds, options) for embeds, options in conditioning if KEY in options), None)
         if found is None:
             raise ValueError(
                 "Inspect Story found no story in its conditioning: wire the input `conditioning` from Story Prompt, "
                 "SVR or Naive Reweighting."
             )
-        embeds, record = found
+        embeds, options = found
+        record = options[KEY]
         encoders = [NAMES[encoder.name] for encoder in record.encoders]
-        page = draw_story(parts_of(record), encoders, lines_of(embeds, record), distances(embeds).numpy())
+        lines = lines_of(embeds, record, options[NORMS])
+        page = draw_story(parts_of(record), encoders, lines, distances(embeds).numpy())
         image = torch.from_numpy(page)[None]
         return io.NodeOutput(image, ui=ui.PreviewImage(image, cls=cls))

@@ -12,8 +12,8 @@ from comfy_api.latest import io
 
 from ..story.script import Story
 from ..svr.consolidate import Prompt, consolidate
-from ..svr.inspect import annotate, token_texts
-from ..svr.record import KEY
+from ..svr.inspect import token_norms, token_texts
+from ..svr.record import KEY, NORMS
 from .types import CATEGORY, STORY
 
 ENCODERS: dict[type, tuple[str, ...]] = {
@@ -72,9 +72,10 @@ class OneStoryPrompt(io.ComfyNode):
             )
         encoders = ENCODERS.get(type(clip.cond_stage_model))
         if encoders is None:
+            name = type(clip.cond_stage_model).__name__.rstrip("_")
             raise ValueError(
-                f"The text encoder {type(clip.cond_stage_model).__name__} is not supported: OneStory works with those "
-                "of SD1.x (CLIP-L), SD2.x (OpenCLIP-H), SDXL base (CLIP-L and CLIP-G) and the SDXL refiner (CLIP-G)."
+                f"The text encoder {name} is not supported: OneStory works with those of SD1.x (CLIP-L), SD2.x "
+                "(OpenCLIP-H), SDXL base (CLIP-L and CLIP-G) and the SDXL refiner (CLIP-G)."
             )
         tokenize = partial(clip.tokenize, return_word_ids=True)
         prompts, chosen, record = consolidate(story, tokenize, encoders, mode == "separate prompts", window)
@@ -87,6 +88,7 @@ class OneStoryPrompt(io.ComfyNode):
         encoded_alone = [encode(clip, prompt, progress) for prompt in alone]
 
         texts = [read(clip, prompt, encoders) for prompt in prompts]
+        record = record._replace(rows=tuple(row._replace(texts=texts[p]) for row, p in zip(record.rows, chosen)))
         conditioning = []
         for i, (_, options) in enumerate(encoded[0]):
             embeds = torch.cat([encoded[p][i][0] for p in chosen])
@@ -96,8 +98,8 @@ class OneStoryPrompt(io.ComfyNode):
             pooled_output = torch.cat(rows)
             if pooled == "zero":
                 pooled_output = torch.zeros_like(pooled_output)
-            annotated = annotate(record, [texts[p] for p in chosen], embeds)
-            conditioning.append([embeds, {**options, "pooled_output": pooled_output, KEY: annotated}])
+            added = {"pooled_output": pooled_output, KEY: record, NORMS: token_norms(embeds, record)}
+            conditioning.append([embeds, {**options, **added}])
         return io.NodeOutput(conditioning)
 
 

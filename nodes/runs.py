@@ -45,9 +45,25 @@ class OneStorySplit(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Conditioning.Output("conditioning_runs", display_name="conditioning", is_output_list=True),
-                io.Latent.Output("latent_runs", display_name="latent", is_output_list=True),
-                io.Conditioning.Output("negative_runs", display_name="negative", is_output_list=True),
+                io.Conditioning.Output(
+                    "conditioning_runs",
+                    display_name="conditioning",
+                    is_output_list=True,
+                    tooltip="The runs' conditionings, for a sampler's positive input.",
+                ),
+                io.Latent.Output(
+                    "latent_runs",
+                    display_name="latent",
+                    is_output_list=True,
+                    tooltip="The runs' latents, for a sampler's latent image.",
+                ),
+                io.Conditioning.Output(
+                    "negative_runs",
+                    display_name="negative",
+                    is_output_list=True,
+                    tooltip="The runs' negative conditionings, for a sampler's negative input. Only of use when the "
+                    "input `negative` is wired.",
+                ),
             ],
         )
 

@@ -33,22 +33,15 @@ def token_texts(tokens: Sequence[int | None], entry: Callable[[int], str]) -> tu
     return tuple(texts)
 
 
-def annotate(record: Record, texts: list[tuple[tuple[str, ...], ...]], embeds: Tensor) -> Record:
-    """The record with each row's texts, and the norms of the tokens of `embeds`, which nothing has reweighted yet."""
-    norms = [tuple(map(tuple, row)) for row in token_norms(embeds, record).tolist()]
-    return record._replace(rows=tuple(r._replace(texts=t, norms=n) for r, t, n in zip(record.rows, texts, norms)))
-
-
 def token_norms(embeds: Tensor, record: Record) -> Tensor:
     """The length of every token's vector in every encoder: [rows, encoders, tokens], of [rows, tokens, channels]."""
     own = embeds[:, : record.tokens].double()
     return torch.stack([own[:, :, slice(*encoder.channels)].norm(dim=-1) for encoder in record.encoders], dim=1)
 
 
-def gains(embeds: Tensor, record: Record) -> Tensor:
-    """By how much every token's vector has grown since the text encoder gave it: [rows, encoders, tokens]."""
-    before = torch.tensor([row.norms for row in record.rows], dtype=torch.float64)
-    return token_norms(embeds, record).cpu() / before
+def gains(embeds: Tensor, record: Record, norms: Tensor) -> Tensor:
+    """By how much every token's vector has grown since it had these `norms`: [rows, encoders, tokens], as they are."""
+    return token_norms(embeds, record).cpu() / norms.cpu()
 
 
 def distances(embeds: Tensor) -> Tensor:
@@ -57,11 +50,11 @@ def distances(embeds: Tensor) -> Tensor:
     return (1 - x @ x.T).clamp(min=0).fill_diagonal_(0).cpu()
 
 
-def lines_of(embeds: Tensor, record: Record) -> list[Line]:
+def lines_of(embeds: Tensor, record: Record, norms: Tensor) -> list[Line]:
     """For each row its frame and, for each encoder and token, role and gain."""
     return [
         Line(row.frame, tuple(roles(row.window, spans, record.tokens) for spans in row.spans), gain.numpy())
-        for row, gain in zip(record.rows, gains(embeds, record))
+        for row, gain in zip(record.rows, gains(embeds, record, norms))
     ]
 
 

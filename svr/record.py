@@ -5,6 +5,9 @@ from typing import NamedTuple
 KEY = "onestory"
 """The key under which a record travels in a conditioning's dict and in `transformer_options`."""
 
+NORMS = "onestory_norms"
+"""The key of the norms that the tokens had before any reweighting, [rows, encoders, tokens], for Inspect Story."""
+
 
 class Span(NamedTuple):
     """Token positions `start` to `stop`, `stop` excluded."""
@@ -28,15 +31,13 @@ class Spans(NamedTuple):
 class Row(NamedTuple):
     """One row of the embedding: it draws `frame`, from a prompt that holds the frame prompts of `window`.
 
-    For each text encoder and token, `texts` has what it reads as, with a space behind the end of a word, and `norms`
-    the length of its vector as the encoder gave it, before any reweighting.
+    `texts` has what each token reads as, for each text encoder, with a space behind the end of a word.
     """
 
     frame: int
     window: tuple[int, ...]
     spans: tuple[Spans, ...]
     texts: tuple[tuple[str, ...], ...] = ()
-    norms: tuple[tuple[float, ...], ...] = ()
 
     @property
     def expressed(self) -> int:

@@ -65,7 +65,7 @@ def duplicated(model, *stories, strength=1, blocks=BLOCKS, start=0.0, end=1.0, t
 
 
 @torch.inference_mode()
-def run(model, positive, negative, latent, cfg=5.0, steps=2, sampler="euler", seed=1):
+def run(model, positive, negative, latent, cfg=5.0, steps=1, sampler="euler", seed=1):
     return nodes.common_ksampler(model, seed, steps, cfg, sampler, "normal", positive, negative, latent)[0]["samples"]
 
 

@@ -79,9 +79,9 @@ def self_attention(model, **changed):
 
 
 @torch.inference_mode()
-def ksampler(model, positive, negative, latent, sampler="euler", scheduler="normal", steps=2, seed=1) -> dict:
-    """KSampler's latent."""
-    return nodes.common_ksampler(model, seed, steps, 5.0, sampler, scheduler, positive, negative, latent)[0]
+def ksampler(model, positive, negative, latent, sampler="euler", scheduler="simple", steps=2, seed=1, **more) -> dict:
+    """KSampler's latent; `more` is KSampler (Advanced)'s."""
+    return nodes.common_ksampler(model, seed, steps, 5.0, sampler, scheduler, positive, negative, latent, **more)[0]
 
 
 def sample(*args, **kwargs) -> torch.Tensor:
@@ -89,17 +89,19 @@ def sample(*args, **kwargs) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def sample_advanced(model, positive, negative, latent, sampler="euler", scheduler="normal", steps=2, seed=1):
+def sample_advanced(model, positive, negative, latent, sampler="euler", scheduler="simple", steps=2, seed=1):
     """The same with the nodes around SamplerCustomAdvanced."""
     noise = RandomNoise.execute(seed)[0]
     guider = CFGGuider.execute(model, positive, negative, 5.0)[0]
     sigmas = BasicScheduler.execute(model, scheduler, steps, 1.0)[0]
-    return SamplerCustomAdvanced.execute(noise, guider, KSamplerSelect.execute(sampler)[0], sigmas, latent)[0]["samples"]
+    sampler = KSamplerSelect.execute(sampler)[0]
+    return SamplerCustomAdvanced.execute(noise, guider, sampler, sigmas, latent)[0]["samples"]
 
 
 def split(conditioning, latent, frames_per_run, anchors, negative=None) -> list[tuple]:
     """Split Story's runs, each (positive, latent, negative)."""
-    return list(zip(*OneStorySplit.execute(conditioning, latent, frames_per_run, anchors, negative).result, strict=True))
+    lists = OneStorySplit.execute(conditioning, latent, frames_per_run, anchors, negative).result
+    return list(zip(*lists, strict=True))
 
 
 def in_runs(model, conditioning, negative, latent, frames_per_run, anchors, **sampling) -> torch.Tensor:

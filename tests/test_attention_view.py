@@ -256,7 +256,7 @@ def test_two_recorders_see_the_same(sd, frames, negative, latent):
 
 
 def test_blocks_that_the_model_lacks_are_named(sd):
-    with pytest.raises(ValueError, match="“output.7” are none .* write “up”, or some of input.1, .*output.3"):
+    with pytest.raises(ValueError, match="“output.7” are none .* write “all”, or some of input.1, .*output.3"):
         record(sd.model, "output.7")
 
 

@@ -140,8 +140,10 @@ def test_invalid_input_shows_our_sentence(page):
     kind, detail = press_run(page)
     assert kind == "execution_error"
     assert detail["exception_message"].startswith("The story's identity is empty")
+    page.get_by_role("button", name="View details").click()
     page.get_by_text("The story's identity is empty").first.wait_for()
-    screenshot(page, "invalid input")
+    page.wait_for_timeout(500)
+    page.screenshot(path=SCREENSHOTS / "invalid input.png")
 
 
 def test_help_page_opens(page):

@@ -5,14 +5,14 @@ import pytest
 import stories
 import torch
 from comfy.sd1_clip import SD1Tokenizer
-from graphs import positive, story
+from graphs import positive, split, story
 from onestory.nodes.inspect import OneStoryInspect
 from onestory.nodes.prompt import OneStoryPrompt
 from onestory.nodes.reweight import OneStoryNaiveReweight
 from onestory.story.inspect import EOT, IDENTITY, SOT, STRONGEST, WIDTH, Line, Part, as_factor, draw_story, lay_out
 from onestory.story.inspect import colour_of as colour
-from onestory.svr.inspect import annotate, distances, gains, lines_of, parts_of, roles, token_texts
-from onestory.svr.record import KEY, Span, Spans
+from onestory.svr.inspect import distances, gains, lines_of, parts_of, roles, token_norms, token_texts
+from onestory.svr.record import KEY, NORMS, Span, Spans
 from onestory.svr.reweight import naive_reweight
 from PIL import Image
 
@@ -32,17 +32,17 @@ def tokenizer():
 
 
 def annotated(lengths, **kwargs):
-    """A made-up story with texts and norms, and its embedding."""
+    """A made-up story with texts, its embedding, and its norms."""
     record = stories.record(lengths, **kwargs)
     embeds = stories.embeddings(record)
     texts = [tuple(tuple(f"t{n} " for n in range(record.tokens)) for _ in record.encoders) for _ in record.rows]
-    return annotate(record, texts, embeds), embeds
+    rows = tuple(row._replace(texts=t) for row, t in zip(record.rows, texts))
+    return record._replace(rows=rows), embeds, token_norms(embeds, record)
 
 
-def sheet(record, embeds):
-    return lay_out(
-        parts_of(record), [e.name for e in record.encoders], lines_of(embeds, record), distances(embeds).numpy()
-    )
+def sheet(record, embeds, norms):
+    names = [encoder.name for encoder in record.encoders]
+    return lay_out(parts_of(record), names, lines_of(embeds, record, norms), distances(embeds).numpy())
 
 
 # --- texts and parts --------------------------------------------------------------------------------------------------
@@ -63,7 +63,6 @@ def test_every_row_keeps_its_texts_when_rows_are_selected(prompt):
     (_, options), *_ = prompt
     record = options[KEY].select([2, 0])
     assert [row.texts for row in record.rows] == [options[KEY].rows[i].texts for i in (2, 0)]
-    assert [row.norms for row in record.rows] == [options[KEY].rows[i].norms for i in (2, 0)]
     assert hash(record) != hash(options[KEY])
 
 
@@ -109,13 +108,13 @@ def test_roles_name_every_token():
 
 def test_what_the_text_encoder_gave_has_gain_1(prompt):
     (embeds, options), *_ = prompt
-    assert torch.equal(gains(embeds, options[KEY]), torch.ones(3, 1, 77, dtype=torch.float64))
+    assert torch.equal(gains(embeds, options[KEY], options[NORMS]), torch.ones(3, 1, 77, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("encoders", [stories.SD15, stories.SDXL])
 def test_naive_reweighting_shows_its_own_factors(encoders):
-    record, embeds = annotated([3, 1, 4], encoders=encoders, longer=(0, 1))
-    for row, line in zip(record.rows, lines_of(naive_reweight(embeds, record, 2.0, 0.5), record)):
+    record, embeds, norms = annotated([3, 1, 4], encoders=encoders, longer=(0, 1))
+    for row, line in zip(record.rows, lines_of(naive_reweight(embeds, record, 2.0, 0.5), record, norms)):
         for spans, shown, gain in zip(row.spans, line.roles, line.gains):
             assert shown == roles(row.window, spans, record.tokens)
             want = [2.0 if role == row.frame else 0.5 if role >= 0 else 1.0 for role in shown]
@@ -123,10 +122,10 @@ def test_naive_reweighting_shows_its_own_factors(encoders):
 
 
 def test_an_encoders_gain_is_of_its_own_channels_and_tokens_behind_the_record_have_none():
-    record, embeds = annotated([2, 2], encoders=stories.SDXL)
+    record, embeds, norms = annotated([2, 2], encoders=stories.SDXL)
     louder = torch.cat([embeds, embeds[:, :5]], dim=1)
     louder[:, :, 768:] *= 3
-    got = gains(louder, record)
+    got = gains(louder, record, norms)
     torch.testing.assert_close(got[:, 0], torch.ones(2, 77, dtype=torch.float64))
     torch.testing.assert_close(got[:, 1], torch.full((2, 77), 3.0, dtype=torch.float64))
 
@@ -151,8 +150,8 @@ def test_gains_read_as_factors(gain, text):
 @pytest.mark.parametrize("frames, window", [(1, 1), (2, 2), (12, 12), (40, 5)])
 @pytest.mark.parametrize("encoders", [stories.SD15, stories.SDXL])
 def test_every_frame_is_on_the_page_and_nothing_beyond_its_edges(frames, window, encoders):
-    record, embeds = annotated([1 + n % 4 for n in range(frames)], width=window, encoders=encoders)
-    page = sheet(record, naive_reweight(embeds, record))
+    record, embeds, norms = annotated([1 + n % 4 for n in range(frames)], width=window, encoders=encoders)
+    page = sheet(record, naive_reweight(embeds, record), norms)
     texts = [word.text.text for word in page.words]
     for n in range(frames):
         assert f"Frame {n + 1}" in texts and str(n + 1) in texts
@@ -162,8 +161,8 @@ def test_every_frame_is_on_the_page_and_nothing_beyond_its_edges(frames, window,
 
 
 def test_chips_and_bands_have_their_parts_colour():
-    record, embeds = annotated([3, 2], identity=4)
-    page = sheet(record, embeds)
+    record, embeds, norms = annotated([3, 2], identity=4)
+    page = sheet(record, embeds, norms)
 
     def shapes(height, role):
         found = [box for box, c, _ in page.shapes if box.bottom - box.top == height and np.array_equal(c, colour(role))]
@@ -217,6 +216,14 @@ def test_it_changes_nothing(prompt, tmp_path, monkeypatch):
     assert torch.equal(before, embeds) and list(options) == list(keys) and options[KEY] is keys[KEY]
 
 
+def test_a_run_of_a_split_story_shows_its_frames(prompt, tmp_path, monkeypatch):
+    monkeypatch.setattr("folder_paths.get_temp_directory", lambda: str(tmp_path))
+    for conditioning, _, _ in split(prompt, {"samples": torch.zeros(3, 4, 8, 8)}, 1, 1):
+        [(embeds, options)] = conditioning
+        assert torch.equal(options[NORMS], token_norms(embeds, options[KEY]))
+        OneStoryInspect.execute(conditioning)
+
+
 def test_without_a_story_it_says_where_to_wire_it():
     with pytest.raises(ValueError, match="found no story in its conditioning: wire .* from Story Prompt"):
         OneStoryInspect.execute([[torch.zeros(1, 77, 768), {}]])
@@ -225,5 +232,8 @@ def test_without_a_story_it_says_where_to_wire_it():
 def test_separate_prompts_have_one_frame_a_row(sd):
     conditioning = OneStoryPrompt.execute(sd.clip, story(FOX, *FRAMES[:2]), "separate prompts", 0, "story").result[0]
     (embeds, options), *_ = conditioning
-    assert [{r for r in line.roles[0] if r >= 0} for line in lines_of(embeds, options[KEY])] == [{0}, {1}]
+    assert [{r for r in line.roles[0] if r >= 0} for line in lines_of(embeds, options[KEY], options[NORMS])] == [
+        {0},
+        {1},
+    ]
     assert [part.role for part in parts_of(options[KEY])] == [IDENTITY, 0, 1]

@@ -1,10 +1,8 @@
 """Stories in runs, by Split Story, KSampler and Join Story: the frames of one batch, in less memory."""
 
-import inspect
-
-import comfy.samplers
 import pytest
 import torch
+from comfy.ldm.modules.attention import attention_pytorch
 from comfy.sample import sample as host_sample
 from graphs import (
     control,
@@ -22,10 +20,11 @@ from graphs import (
     split,
     story,
 )
+from onestory.attention.runtime import attention_blocks
 from onestory.attention.self_attention import anchor_sources
-from onestory.nodes.prompt import OneStoryPrompt
 from onestory.story.runs import Run, split_runs
 from onestory.svr.record import KEY
+from reference import anchor_frames, tile_starts
 from torch.profiler import ProfilerActivity, profile
 
 import nodes
@@ -225,7 +224,7 @@ def test_prompts_batched_without_a_record_are_one_group_and_split_too(sd, five):
     prompts = [encode(sd.clip, text)[0] for text in ("a fox", "a dog runs", "a cat", "a tree", "a cat sleeps")]
     pooled = torch.cat([options["pooled_output"] for _, options in prompts])
     conditioning = [[torch.cat([embeds for embeds, _ in prompts]), {"pooled_output": pooled}]]
-    latent = nodes.EmptyLatentImage().generate(64, 64, 5)[0]
+    latent = nodes.EmptyLatentImage().generate(32, 64, 5)[0]
     model = self_attention(sd.model, anchors=ANCHORS)
     whole = sample(model, conditioning, negative, latent)
     change = (whole - sample(sd.model, conditioning, negative, latent)).abs().amax(dim=(1, 2, 3)) / whole.std()
@@ -235,14 +234,55 @@ def test_prompts_batched_without_a_record_are_one_group_and_split_too(sd, five):
         assert scaled_error(got, whole) < PROMISED
 
 
+# --- what a run computes ----------------------------------------------------------------------------------------------
+
+
+def looking(model, looks):
+    """The model where frame i attends to all tokens of the frames of `looks[i][n]`, averaged over n, by a patch that
+    shares nothing with ours."""
+
+    def patch(q, k, v, extra_options):
+        out = torch.empty_like(q)
+        for start in range(0, len(q), len(looks)):
+            for i, choices in enumerate(looks, start):
+                keys, values = ([torch.cat([x[start + f] for f in seen])[None] for seen in choices] for x in (k, v))
+                outs = [attention_pytorch(q[i : i + 1], *kv, extra_options["n_heads"]) for kv in zip(keys, values)]
+                out[i] = torch.cat(outs).mean(0)
+        return out
+
+    clone = model.clone()
+    for block in attention_blocks(model):
+        clone.set_model_attn1_replace(patch, *block)
+    return clone
+
+
+@pytest.mark.parametrize("variant", ["anchors", "tiles"])
+def test_at_rate_1_a_whole_run_equals_attention_over_all_tokens(twelve, variant):
+    characters = [frame.characters for frame in twelve.story.frames]
+    looks = [[] for _ in characters]
+    if variant == "anchors":
+        of = anchor_frames(characters, ANCHORS)
+        looks = [[[i, *(a for name in shown for a in of[name] if a != i)]] for i, shown in enumerate(characters)]
+    else:
+        for group in ([j for j, shown in enumerate(characters) if shown == cast] for cast in set(characters) - {()}):
+            for tile in (group[t : t + 3] for t in tile_starts(len(group), 3)):
+                for i in tile:
+                    looks[i].append([*tile, i])
+        looks[characters.index(())] = [[characters.index(())]]
+    graph = twelve.positive, twelve.negative, twelve.latent
+    model = self_attention(twelve.sd.model, variant=variant, anchors=ANCHORS, tile=3, sampling_rate=1.0)
+    assert scaled_error(sample(model, *graph), sample(looking(twelve.sd.model, looks), *graph)) < PROMISED
+
+
 # --- what it leaves alone ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "changed", [{"sampling_rate": 0.0}, {"sampling_rate": 0.0, "variant": "tiles"}, {"start_percent": 1.0}]
-)
-def test_self_attention_off_is_bit_equal_to_the_unpatched_model(sd, five, changed):
-    assert torch.equal(sample(self_attention(sd.model, **changed), *five), sample(sd.model, *five))
+@pytest.mark.parametrize("changed", [{}, {"variant": "tiles"}])
+def test_at_rate_0_frames_are_bit_equal_to_the_unpatched_models(sd, five, changed):
+    """Also where that overrules an earlier application."""
+    plain = sample(sd.model, *five)
+    for model in (sd.model, self_attention(sd.model)):
+        assert torch.equal(sample(self_attention(model, sampling_rate=0.0, **changed), *five), plain)
 
 
 @pytest.mark.parametrize("variant", ["anchors", "tiles"])
@@ -262,9 +302,7 @@ def test_draws_neither_use_nor_touch_the_global_generator(sd, five):
         state = torch.get_rng_state()
         with torch.inference_mode():
             got.append(
-                host_sample(
-                    model, noise, 2, 5.0, "euler", "normal", conditioning, negative, latent["samples"], seed=0
-                )
+                host_sample(model, noise, 2, 5.0, "euler", "normal", conditioning, negative, latent["samples"], seed=0)
             )
         assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(*got)
@@ -347,17 +385,15 @@ def peak_bytes(work) -> int:
 
 
 def test_peak_memory_does_not_grow_with_the_number_of_frames(sd):
-    """A 40-frame story in runs of 4 peaks within 10% of an 8-frame one, in runs or in one batch."""
+    """Sampling a 40-frame story in runs of 4 peaks within 10% of an 8-frame one, in runs or in one batch."""
     model, negative = self_attention(sd.model, anchors=4), encode(sd.clip, "blurry")
 
-    def peak(frames, whole=False):
-        tale = story("a red fox", *["runs"] * frames)
-        with torch.inference_mode():
-            conditioning = OneStoryPrompt.execute(sd.clip, tale, "separate prompts", 0, "story").result[0]
-        graph = model, conditioning, negative, empty(tale, WIDTH, HEIGHT)
-        return peak_bytes(lambda: sample(*graph, steps=1) if whole else in_runs(*graph, 4, 4, steps=1))
+    def peak(frames, frames_per_run=4):
+        tale = story("a red fox", *["runs"] * frames)  # all in one prompt
+        runs = split(positive(sd.clip, tale, svr=False), empty(tale, WIDTH, HEIGHT), frames_per_run, 4)
+        return peak_bytes(lambda: join([ksampler(model, run, negative, part, steps=1) for run, part, _ in runs]))
 
     eight = peak(8)
     assert eight > 1e6
     assert peak(40) < 1.1 * eight
-    assert eight < 1.1 * peak(8, whole=True)
+    assert eight < 1.1 * peak(8, frames_per_run=8)

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from comfy.ldm.modules.attention import attention_basic, attention_pytorch
+from onestory.attention import self_attention
 from onestory.attention.runtime import seeded
 from onestory.attention.self_attention import (
     anchor_gathers,
@@ -297,6 +298,17 @@ def test_both_branches_in_one_call_equal_two_calls():
     for got, drawn in ((got_anchors, samples), (got_tiles, tile_samples)):
         apart = torch.cat([got(branch, DUO, 2, drawn, starts=[0]) for branch in (first, second)])
         assert relative_error(got(qkv, DUO, 2, drawn), apart) < 1e-6
+
+
+def test_keys_gathered_for_a_few_rows_at_a_time_give_the_same(monkeypatch):
+    qkv = both_branches(len(TRIO), 35)
+    samples = {f: picked(35, 0.5, f) for f in range(len(TRIO))}
+    tile_samples = {tuple(t): picked(35 * len(t), 0.5, t[0]) for t in tiles_of(TRIO, 2)}
+    at_once = got_anchors(qkv, TRIO, 2, samples), got_tiles(qkv, TRIO, 2, tile_samples)
+    for limit in (1, 2**14):
+        monkeypatch.setattr(self_attention, "GATHERED_ON_CPU", limit)
+        few = got_anchors(qkv, TRIO, 2, samples), got_tiles(qkv, TRIO, 2, tile_samples)
+        assert all(relative_error(*pair) < 1e-6 for pair in zip(few, at_once, strict=True))
 
 
 def test_a_sample_has_the_rates_share_of_the_tokens_each_once_in_order():

@@ -12,7 +12,7 @@ from . import host
 from .failure import Failure
 
 SUITES = ("speed",)
-OPTIONS = ("sizes", "device", "attention")
+OPTIONS = ("sizes", "device", "attention", "clock", "threads")
 FLAGS = ("quick", "full")
 
 
@@ -26,6 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sizes", metavar="NxSIDE,...", help="frames and picture size of the attention calls")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="where to measure (default: cpu)")
     parser.add_argument("--attention", choices=("pytorch", "split", "quad"), help="ComfyUI's attention back end")
+    parser.add_argument("--clock", choices=("wall", "cpu"), help="cpu: CPU seconds, for a machine that others use too")
+    parser.add_argument("--threads", metavar="N", type=int, help="torch's threads (default: its own choice)")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the results here")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     parser.set_defaults(forwards=True)

@@ -52,6 +52,8 @@ def run_module(this: host.Host, *command: str, cwd: Path = host.ROOT) -> int:
     with subprocess.Popen([this.python, "-m", *command], cwd=cwd, env=environment) as process:
         try:
             return process.wait()
-        except SystemExit:
-            process.send_signal(signal.SIGINT)  # Ctrl-C reaches the module without us
+        except BaseException as end:
+            if not isinstance(end, KeyboardInterrupt):  # Ctrl-C reaches the module without us
+                process.send_signal(signal.SIGINT)
+            process.wait()
             raise

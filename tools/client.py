@@ -136,7 +136,7 @@ class Client:
 
     def wait(self, prompt_id: str, messages: "WebSocket | None", progress: Progress) -> dict:
         """Follow a queued workflow; returns its history entry."""
-        asked = 0.0
+        asked = time.monotonic()
         while True:
             finished = False
             if messages:

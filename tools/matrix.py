@@ -201,12 +201,13 @@ def judge(got: dict, newest: dict) -> tuple[list[str], list[str]]:
         if found["pictures"] != wanted["pictures"]:
             faults.append(f"{name}: {found['pictures']} pictures instead of {wanted['pictures']}")
         differences += [difference(found["latents"].get(file, []), want) for file, want in wanted["latents"].items()]
-    if max(differences) > TOLERANCE:
-        faults.append(f"latents differ by {max(differences):.1e} standard deviations")
+    largest = max(differences, key=lambda value: (math.isnan(value), value))
+    if not largest <= TOLERANCE:
+        faults.append(f"latents differ by {largest:.1e} standard deviations")
     return [
         f"{len(got['nodes'])} of {len(newest['nodes'])}",
         f"{drawn} of {len(newest['workflows'])}",
-        "–" if got is newest else f"{max(differences):.0e}" if any(differences) else "none",
+        "–" if got is newest else f"{largest:.0e}" if largest else "none",
     ], faults
 
 
@@ -216,7 +217,8 @@ def difference(found: list[float], wanted: list[float]) -> float:
         return math.inf
     mean = math.fsum(wanted) / len(wanted)
     deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in wanted) / len(wanted))
-    return max(abs(a - b) for a, b in zip(found, wanted)) / deviation
+    apart = [abs(a - b) for a, b in zip(found, wanted)]
+    return math.nan if any(map(math.isnan, apart)) else max(apart) / deviation
 
 
 def write(table: str) -> None:

@@ -29,8 +29,9 @@ def bench_call(compare, device, dtype, frames, side, layer, against):
     bias = bias_of(record, device, dtype)
     ours = lambda: biased_attention(optimized_attention, q, k, v, heads, bias)  # noqa: E731
     piece = f"IPCA call, {frames} frames, {tokens} x {channels}"
+    plain = lambda: optimized_attention(q, k, v, heads)  # noqa: E731
     if against == "unpatched":
-        compare(piece, ours, "unpatched call", lambda: optimized_attention(q, k, v, heads), memory=True)
+        compare(piece, ours, "unpatched call", plain, memory=True)
         return
     identity = released.IdentityAttention(heads, identity_tokens=record.rows[0].spans[0].identity.stop)
     rows = [0, frames]
@@ -40,7 +41,30 @@ def bench_call(compare, device, dtype, frames, side, layer, against):
         return identity(q, k, v)
 
     goals = {"goal": 1 / 5, "memory_goal": 1 / 10}
-    compare(piece, ours, "released formulation", both_passes, memory=True, **goals)
+    compare(piece, ours, "released formulation", both_passes, memory=True, plain=plain, **goals)
+
+
+@pytest.mark.parametrize("back_end", ["pytorch", "sub_quad", "split", "basic"])
+@pytest.mark.parametrize("against", ["unpatched call", "duplicated keys"])
+def bench_back_end(compare, pytestconfig, device, dtype, back_end, against):
+    """The bias on ComfyUI's attention back ends, against no bias and against copies of the identity's keys."""
+    import comfy.ldm.modules.attention
+    from onestory.attention.ipca import biased_attention
+
+    attention = getattr(comfy.ldm.modules.attention, f"attention_{back_end}")
+    frames, layer = 4, layers.SDXL[0]
+    tokens, channels, heads = layer.tokens(256 if pytestconfig.getoption("quick") else 512), *layer[1:3]
+    q = random(2 * frames, tokens, channels, device=device, dtype=dtype)
+    k, v = (random(2 * frames, 77, channels, device=device, dtype=dtype, seed=s) for s in (1, 2))
+    record = stories.record(frames, "SDXL")
+    bias, stop = bias_of(record, device, dtype), record.rows[0].spans[0].identity.stop
+
+    def copies():
+        return attention(q, torch.cat([k, k[:, :stop]], dim=1), torch.cat([v, v[:, :stop]], dim=1), heads)
+
+    theirs = copies if against == "duplicated keys" else lambda: attention(q, k, v, heads)
+    piece = f"IPCA call, {back_end} attention, {frames} frames, {tokens} x {channels}"
+    compare(piece, lambda: biased_attention(attention, q, k, v, heads, bias), against, theirs)
 
 
 @pytest.mark.parametrize("frames", [4, 100])
@@ -55,10 +79,8 @@ def bench_bias(compare, device, dtype, frames):
     characters = (("",),) * frames
     step = Step(Patches((ipca,)), {1: Placement(record, 77)}, 0, 1, tuple(range(frames)), characters, (8, 8))
     x, context = torch.zeros(2 * frames, 4, 8, 8), torch.zeros(2 * frames, 77, 8, device=device)
-    q = torch.zeros(2 * frames, 16, 8, device=device, dtype=dtype)
 
-    def bias():
-        return Forward(step, {"uuids": [1, 2]}, x, context).bias(("attn2", "input", 1, 0), q, context)
+    def biases():
+        Forward(step, {"uuids": [1, 2]}, x, context).make_biases(dtype, device)
 
-    assert bias() is not None
-    compare(f"IPCA, all that a forward pass prepares, {frames} frames", bias)
+    compare(f"IPCA, all that a forward pass prepares, {frames} frames", biases)

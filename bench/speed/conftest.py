@@ -3,6 +3,7 @@
 import os
 import platform
 import sys
+import time
 import types
 from pathlib import Path
 
@@ -18,6 +19,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--sizes", help="FRAMESxSIDE of the attention calls, separated by commas")
     group.addoption("--quick", action="store_true", help="few rounds and small shapes")
     group.addoption("--full", action="store_true", help="full layer shapes, and the whole SD1.5 and SDXL U-Nets")
+    group.addoption("--clock", default="wall", choices=("wall", "cpu"), help="cpu: this process's, for a busy machine")
+    group.addoption("--threads", type=int, help="torch's threads (default: its own choice)")
     group.addoption("--attention", default="pytorch", choices=("pytorch", "split", "quad"))
 
 
@@ -30,6 +33,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
     args.cpu = config.getoption("device") == "cpu"
     chosen = {"pytorch": "use_pytorch_cross_attention", "split": "use_split_cross_attention"}
+    if config.getoption("threads"):
+        import torch
+
+        torch.set_num_threads(config.getoption("threads"))
     setattr(args, chosen.get(config.getoption("attention"), "use_quad_cross_attention"), True)
 
 
@@ -48,6 +55,7 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
         "python": platform.python_version(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
+        "clock": config.getoption("clock"),
         "comfyui": comfyui_version.__version__,
         "attention": optimized_attention.__name__,
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
@@ -79,14 +87,22 @@ def checkpoint():
     return comfy.sd.load_checkpoint_guess_config(str(file))[:3]
 
 
+def cpu_seconds() -> float:
+    """CPU time of this process and of those that it waited for."""
+    times = os.times()
+    return time.process_time() + times.children_user + times.children_system
+
+
 @pytest.fixture
 def compare(benchmark, pytestconfig: pytest.Config, device):
     """`measure.compare` for this run's device and patience."""
     from functools import partial
 
-    from measure import compare
+    import measure
 
-    return partial(compare, benchmark, device, seconds=1.0 if pytestconfig.getoption("quick") else 8.0)
+    option = pytestconfig.getoption
+    measure.clock = {"wall": time.perf_counter, "cpu": cpu_seconds}[option("clock")]
+    return partial(measure.compare, benchmark, device, seconds=1.0 if option("quick") else 8.0)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -13,6 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 SHORTEST = 2e-3
 """A round repeats a function until it takes this many seconds."""
 
+clock = time.perf_counter
+
 
 def compare(
     benchmark: Any,
@@ -25,38 +27,42 @@ def compare(
     memory: bool | Callable[[], Any] = False,
     memory_name: str = "",
     memory_goal: float | None = None,
+    plain: Callable[[], Any] | None = None,
     most_rounds: int = 60,
     seconds: float = 8.0,
 ) -> None:
     """Time `ours`, and between its rounds `against`; leave rows for the report in the benchmark's `extra_info`.
 
     The ratio is the median over the rounds of ours / against, `goal` the most it may be. With `memory`, the peak of
-    the memory that a call takes beside what was there is compared too, with that of `against` or of another function.
+    the memory that a call takes beside what was there is compared too, with that of `against` or of another function;
+    with `plain`, only what both take more than this.
     """
     once = timed(ours, 1, device) + (timed(against, 1, device) if against else 0)
     if once < seconds:
         once = timed(ours, 1, device) + (timed(against, 1, device) if against else 0)
     loops = max(1, math.ceil(SHORTEST / once))
     rounds = min(most_rounds, max(5, int(seconds / (once * loops))))
+    mine: list[float] = []
     theirs: list[float] = []
 
     def setup() -> None:
         if against:
             theirs.append(timed(against, loops, device))
 
-    benchmark.pedantic(lambda: timed(ours, loops, device), setup=setup, rounds=rounds)
-    mine = [t / loops for t in benchmark.stats.stats.data]
+    benchmark.pedantic(lambda: mine.append(timed(ours, loops, device)), setup=setup, rounds=rounds)
     rows = [row(piece, name, "s", mine, theirs, goal)]
     if memory:
         other = memory if callable(memory) else against
-        peaks = [[float(peak(f, device))] for f in (ours, other) if f]
-        rows.append(row(f"{piece}, memory", memory_name or name, "B", *peaks, memory_goal))
+        least = peak(plain, device) if plain else 0
+        peaks = [[float(max(0, peak(f, device) - least))] for f in (ours, other) if f]
+        label = "extra memory" if plain else "memory"
+        rows.append(row(f"{piece}, {label}", memory_name or name, "B", *peaks, memory_goal))
     benchmark.extra_info["rows"] = rows
 
 
 def row(piece: str, name: str, unit: str, ours: list[float], theirs: list[float], goal: float | None) -> dict[str, Any]:
     """One row of the report. Without anything to compare with, the goal is one for `ours`."""
-    ratios = [a / b for a, b in zip(ours, theirs)]
+    ratios = [a / b if b else math.inf for a, b in zip(ours, theirs)]
     low, ratio, high = quartiles(ratios or ours)
     return {
         "piece": piece,
@@ -83,11 +89,11 @@ def quartiles(values: list[float]) -> tuple[float, float, float]:
 def timed(function: Callable[[], Any], loops: int, device: torch.device) -> float:
     """Seconds for one of `loops` calls in a row."""
     synchronize(device)
-    start = time.perf_counter()
+    start = clock()
     for _ in range(loops):
         function()
     synchronize(device)
-    return (time.perf_counter() - start) / loops
+    return (clock() - start) / loops
 
 
 def synchronize(device: torch.device) -> None:

@@ -8,6 +8,7 @@ seen is the graph's.
 
 import hashlib
 import logging
+import uuid
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -35,6 +36,8 @@ from .self_attention import (
     tiles_of,
 )
 from .view import View, identity_columns, identity_mass, layer_size
+
+WINDOWED = "OneStory: %d of %d frames are sampled at a time, so they can't be kept consistent."
 
 
 class Patches(NamedTuple):
@@ -174,8 +177,7 @@ def predict_noise(
     guider = executor.class_obj
     options = model_options["transformer_options"]
     patches = options[KEY]
-    conds = [c for _, c in positive(guider.conds) if KEY in c]
-    stories = {c["uuid"]: Placement(c[KEY], c["cross_attn"].shape[1]) for c in conds}
+    stories = place_stories(guider.conds)
     number, steps = 0, 0
     if any(p.start_percent > 0 or p.end_percent < 1 for kind in patches for p in kind):
         sigma = float(timestep[0])
@@ -189,11 +191,43 @@ def predict_noise(
     if patches.self_attention or any(p.dropout for p in patches.ipca):
         number, steps = step_number(float(timestep[0]), options["sample_sigmas"].tolist())
     rows = x.shape[0]
-    record = next((c[KEY] for c in conds if len(c[KEY].rows) == rows), None)
+    window = getattr(model_options.get("context_handler"), "context_length", rows)
+    if window < rows:
+        if is_first(timestep, options):
+            logging.warning(WINDOWED, window, rows)
+        patches = Patches()
+    record = next((story.record for story in stories.values() if len(story.record.rows) == rows), None)
     frames = tuple(row.frame for row in record.rows) if record else tuple(range(rows))
     characters = record.characters if record else (("",),) * rows
     step = Step(patches, stories, number, steps, frames, characters, tuple(x.shape[-2:]))
     return executor(x, timestep, {**model_options, "transformer_options": {**options, KEY: step}}, seed)
+
+
+def place_stories(conds: dict[str, list[dict[str, Any]]]) -> dict[Any, Placement]:
+    """The guider's conditionings that carry a story, by their uuid.
+
+    Where one list has an area and the other none, ComfyUI puts a copy of the area's entry into the other list, with the
+    embedding of that list's own entry: the story belongs to the embedding, and the copy gets a uuid of its own.
+    """
+    seen: set[Any] = set()
+    owners: dict[int, dict[str, Any]] = {}
+    for entries in conds.values():
+        for n, c in enumerate(entries):
+            if c["uuid"] in seen:
+                entries[n] = c = {**c, "uuid": uuid.uuid4()}
+            seen.add(c["uuid"])
+            owners.setdefault(id(c["model_conds"]["c_crossattn"]), c)
+    stories = {}
+    for _, c in positive(conds):
+        owner = owners[id(c["model_conds"]["c_crossattn"])]
+        if KEY in owner:
+            stories[c["uuid"]] = Placement(owner[KEY], owner["cross_attn"].shape[1])
+    return stories
+
+
+def is_first(sigmas: Tensor, options: dict[str, Any]) -> bool:
+    """Whether an evaluation at `sigmas` is of the first step, for warnings that are to come once."""
+    return float(sigmas[0]) >= float(options["sample_sigmas"][0])
 
 
 def step_number(sigma: float, sigmas: list[float]) -> tuple[int, int]:
@@ -260,12 +294,8 @@ class Forward:
             Chunk(i * rows, (i + 1) * rows, self.place(step.stories.get(uuid), rows)) for i, uuid in enumerate(uuids)
         ]
         self.whole = rows == len(step.frames)
-        if not self.whole and step.number == 0:
-            logging.warning(
-                "OneStory: %d of %d frames are sampled at a time, so they can't be kept consistent.",
-                rows,
-                len(step.frames),
-            )
+        if not self.whole and any(step.patches) and is_first(transformer_options["sigmas"], transformer_options):
+            logging.warning(WINDOWED, rows, len(step.frames))
         cross = bool(step.patches.ipca or step.patches.views) and any(chunk.placement for chunk in self.chunks)
         self.on = cross or (bool(step.patches.self_attention) and self.whole and rows > 1)
 

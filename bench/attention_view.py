@@ -89,6 +89,7 @@ def main() -> None:
                 between = seconds(patched)
                 after = seconds(model)
                 ratios[blocks].append(2 * between / (before + after))
+                print(f"blocks {blocks}: {between:.3f} s, without {before:.3f} s and {after:.3f} s", flush=True)
                 before = after
     print(f"SD1.5's U-Net, {given.frames} frames of {given.side} x {given.side}, {given.steps} steps, {given.device}")
     for blocks, values in ratios.items():

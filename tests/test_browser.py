@@ -21,6 +21,8 @@ FLAGS = (
 SCREENSHOTS = ROOT / "out" / "browser"
 PATIENCE = 120_000
 SLOW = 240_000
+WINDOW = {"width": 1280, "height": 800}
+SCREENSHOT = {"width": 2400, "height": 1350}  # the editor draws no text at less than 0.57 of its size
 
 every_workflow = pytest.mark.parametrize("name", NAMES)
 
@@ -34,7 +36,7 @@ def page(studio, tmp_path_factory) -> Iterator["playwright.Page"]:
             tmp_path_factory.mktemp("profile"),
             executable_path=CHROMIUM,
             args=FLAGS.split(),
-            viewport={"width": 2400, "height": 1350},
+            viewport=WINDOW,
         )
         page = context.pages[0]
         page.set_default_timeout(PATIENCE)
@@ -68,6 +70,8 @@ def api_of(page: "playwright.Page") -> dict:
 
 def screenshot(page: "playwright.Page", name: str) -> None:
     """The whole graph, as large as it fits."""
+    page.set_viewport_size(SCREENSHOT)
+    page.wait_for_timeout(200)
     page.evaluate(
         """() => {
             const items = [...app.graph.nodes, ...app.graph.groups].map(item => item.boundingRect)
@@ -80,8 +84,9 @@ def screenshot(page: "playwright.Page", name: str) -> None:
             app.canvas.setDirty(true, true)
         }"""
     )
-    page.wait_for_timeout(700)
+    page.wait_for_timeout(500)
     page.screenshot(path=SCREENSHOTS / f"{name}.png")
+    page.set_viewport_size(WINDOW)
 
 
 def press_run(page: "playwright.Page") -> tuple[str, dict]:

@@ -11,6 +11,9 @@ import tomllib
 
 from . import host
 
+WORKERS = ("-n", "2", "--dist", "loadfile")
+"""The whole run uses two cores; a file's tests share its server and models."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = __doc__
@@ -29,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
         run_module(this, "ruff", "check"),
         run_module(this, "ruff", "format", "--check"),
         check_types(this),
-        run_module(this, "pytest", *args.others, *tests),
+        run_module(this, "pytest", *(args.others or WORKERS), *tests),
     ]
     return next((code for code in codes if code), 0)
 

@@ -177,7 +177,7 @@ def predict_noise(
     guider = executor.class_obj
     options = model_options["transformer_options"]
     patches = options[KEY]
-    stories = place_stories(guider.conds)
+    stories = place_stories(guider.conds, timestep)
     number, steps = 0, 0
     if any(p.start_percent > 0 or p.end_percent < 1 for kind in patches for p in kind):
         sigma = float(timestep[0])
@@ -203,8 +203,8 @@ def predict_noise(
     return executor(x, timestep, {**model_options, "transformer_options": {**options, KEY: step}}, seed)
 
 
-def place_stories(conds: dict[str, list[dict[str, Any]]]) -> dict[Any, Placement]:
-    """The guider's conditionings that carry a story, by their uuid.
+def place_stories(conds: dict[str, list[dict[str, Any]]], timestep: Tensor) -> dict[Any, Placement]:
+    """The guider's conditionings that carry a story and are on at `timestep`, by their uuid.
 
     Where one list has an area and the other none, ComfyUI puts a copy of the area's entry into the other list, with the
     embedding of that list's own entry: the story belongs to the embedding, and the copy gets a uuid of its own.
@@ -220,7 +220,9 @@ def place_stories(conds: dict[str, list[dict[str, Any]]]) -> dict[Any, Placement
     stories = {}
     for _, c in positive(conds):
         owner = owners[id(c["model_conds"]["c_crossattn"])]
-        if KEY in owner:
+        early = "timestep_start" in c and timestep[0] > c["timestep_start"]
+        late = "timestep_end" in c and timestep[0] < c["timestep_end"]
+        if KEY in owner and not early and not late:
             stories[c["uuid"]] = Placement(owner[KEY], owner["cross_attn"].shape[1])
     return stories
 
@@ -324,7 +326,17 @@ class Forward:
         }
 
     def note(self, kind: str, n: Tensor, context: Tensor, value: Tensor, extra_options: dict[str, Any]) -> tuple:
-        self.next = (kind, *extra_options["block"], extra_options["block_index"])
+        left, self.next = self.next, (kind, *extra_options["block"], extra_options["block_index"])
+        if (
+            left
+            and left[0] == "attn1"
+            and self.step.number == 0
+            and self.setting(self.step.patches.self_attention, left)
+        ):
+            logging.warning(
+                "OneStory: another patch replaces the self-attention of block %s.%d, so it stays that patch's.",
+                *left[1:3],
+            )
         return n, context, value
 
     def attend(
@@ -468,7 +480,7 @@ class Forward:
         tokens = k.shape[-2]
         if own is None or not round(own.sampling_rate * tokens):
             return None
-        step, characters = self.step, self.step.characters
+        step = self.step
         if not q.shape[0] == k.shape[0] == self.batch:
             if step.number == 0:
                 logging.warning(
@@ -480,18 +492,23 @@ class Forward:
             return None
         key = (own, tokens)
         if key not in self.gathers:
-            starts = [chunk.start for chunk in self.chunks]
+            casts: dict[tuple[tuple[int, ...], Characters], list[int]] = {}
+            for start, _, placement in self.chunks:
+                record = placement and placement.record
+                cast = (tuple(row.frame for row in record.rows), record.characters) if record else None
+                casts.setdefault(cast or (step.frames, step.characters), []).append(start)
 
             def samples(what: int | list[int]) -> Tensor:
                 among = tokens if isinstance(what, int) else tokens * len(what)
                 return sample(among, own.sampling_rate, seeded(own.seed, step.number, tokens, what))
 
-            if own.variant == "anchors":
-                sources = anchor_sources(characters, own.anchors)
-                self.gathers[key] = anchor_gathers(sources, list(step.frames), starts, tokens, samples, q.device)
-            else:
-                tiles = tiles_of(characters, own.tile)
-                self.gathers[key] = tile_gathers(tiles, list(step.frames), starts, tokens, samples, q.device)
+            self.gathers[key] = []
+            for (frames, characters), starts in casts.items():
+                which = list(frames), starts, tokens, samples, q.device
+                if own.variant == "anchors":
+                    self.gathers[key] += anchor_gathers(anchor_sources(characters, own.anchors), *which)
+                else:
+                    self.gathers[key] += tile_gathers(tiles_of(characters, own.tile), *which)
         gathers = self.gathers[key]
         return gathers if any(gather.keys is not None for gather in gathers) else None
 

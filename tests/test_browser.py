@@ -21,8 +21,8 @@ FLAGS = (
 SCREENSHOTS = ROOT / "out" / "browser"
 PATIENCE = 120_000
 SLOW = 240_000
-WINDOW = {"width": 1280, "height": 800}
-SCREENSHOT = {"width": 2400, "height": 1350}  # the editor draws no text at less than 0.57 of its size
+SMALL = {"width": 1280, "height": 800}
+LARGE = {"width": 2400, "height": 1350}  # the editor draws no text at less than 0.57 of its size
 
 every_workflow = pytest.mark.parametrize("name", NAMES)
 
@@ -36,7 +36,7 @@ def page(studio, tmp_path_factory) -> Iterator["playwright.Page"]:
             tmp_path_factory.mktemp("profile"),
             executable_path=CHROMIUM,
             args=FLAGS.split(),
-            viewport=WINDOW,
+            viewport=SMALL,
         )
         page = context.pages[0]
         page.set_default_timeout(PATIENCE)
@@ -68,9 +68,9 @@ def api_of(page: "playwright.Page") -> dict:
     return page.evaluate("async () => (await app.graphToPrompt()).output")
 
 
-def screenshot(page: "playwright.Page", name: str) -> None:
+def show_all(page: "playwright.Page") -> None:
     """The whole graph, as large as it fits."""
-    page.set_viewport_size(SCREENSHOT)
+    page.set_viewport_size(LARGE)
     page.wait_for_timeout(200)
     page.evaluate(
         """() => {
@@ -85,8 +85,6 @@ def screenshot(page: "playwright.Page", name: str) -> None:
         }"""
     )
     page.wait_for_timeout(500)
-    page.screenshot(path=SCREENSHOTS / f"{name}.png")
-    page.set_viewport_size(WINDOW)
 
 
 def press_run(page: "playwright.Page") -> tuple[str, dict]:
@@ -115,7 +113,6 @@ def test_workflow_opens_runs_and_shows_its_pictures(page, name):
     original = read(WORKFLOWS / f"{name}.json")
     for node, before in zip(saved_again["nodes"], original["nodes"], strict=True):
         assert (node.get("widgets_values") or []) == (before.get("widgets_values") or [])
-    screenshot(page, name)
 
     drafted = draft(copy.deepcopy(twin(name)), steps=1)
     page.evaluate(
@@ -129,13 +126,16 @@ def test_workflow_opens_runs_and_shows_its_pictures(page, name):
     assert api_of(page) == drafted
     kind, detail = press_run(page)
     assert kind == "execution_success", detail
+    show_all(page)  # the editor loads a picture when it draws the node
     (script,) = (node["inputs"] for node in drafted.values() if node["class_type"] == "OneStoryScript")
     frames = len(script["frames"].splitlines())
     for id_, node in drafted.items():
         if node["class_type"] == "SaveImage":
             shown = frames if node["inputs"]["filename_prefix"].startswith("OneStory/frame") else 1
             page.wait_for_function(f"app.graph.getNodeById({id_}).imgs?.length === {shown}")
-    screenshot(page, f"{name} - done")
+    page.wait_for_timeout(500)
+    page.screenshot(path=SCREENSHOTS / f"{name}.png")
+    page.set_viewport_size(SMALL)
     assert page.errors == []
 
 

@@ -31,7 +31,7 @@ def compare(
     most_rounds: int = 60,
     seconds: float = 8.0,
 ) -> None:
-    """Time `ours`, and between its rounds `against`; leave rows for the report in the benchmark's `extra_info`.
+    """Time `ours` and `against` in turn, each first in every other round, and leave rows for the report.
 
     The ratio is the median over the rounds of ours / against, `goal` the most it may be. With `memory`, the peak of
     the memory that a call takes beside what was there is compared too, with that of `against` or of another function;
@@ -44,12 +44,13 @@ def compare(
     rounds = min(most_rounds, max(5, int(seconds / (once * loops))))
     mine: list[float] = []
     theirs: list[float] = []
+    pair = [(mine, ours)] + ([(theirs, against)] if against else [])
 
-    def setup() -> None:
-        if against:
-            theirs.append(timed(against, loops, device))
+    def both() -> None:
+        for times, function in pair if len(mine) % 2 else pair[::-1]:
+            times.append(timed(function, loops, device))
 
-    benchmark.pedantic(lambda: mine.append(timed(ours, loops, device)), setup=setup, rounds=rounds)
+    benchmark.pedantic(both, rounds=rounds)
     rows = [row(piece, name, "s", mine, theirs, goal)]
     if memory:
         other = memory if callable(memory) else against

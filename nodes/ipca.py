@@ -74,6 +74,7 @@ class OneStoryIPCA(io.ComfyNode):
                     default=0,
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=io.ControlAfterGenerate.fixed,
                     tooltip="Seed of the dropout.",
                     advanced=True,
                 ),

@@ -91,6 +91,7 @@ class OneStorySelfAttention(io.ComfyNode):
                     default=0,
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=io.ControlAfterGenerate.fixed,
                     tooltip="Seed of the sampled tokens.",
                     advanced=True,
                 ),

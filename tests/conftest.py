@@ -15,6 +15,8 @@ ROOT = Path(__file__).resolve().parents[1]
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests share the cores with servers, browsers and each other
 COMFYUI = Path(os.environ.get("COMFYUI_PATH", ROOT / ".host" / "ComfyUI")).resolve()
 
+pytest_plugins = ["studio"]
+
 sys.path.insert(0, str(COMFYUI))
 sys.modules["onestory"] = types.ModuleType("onestory")
 sys.modules["onestory"].__path__ = [str(ROOT)]

@@ -40,18 +40,11 @@ def studio(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory):
     paths = folder / "studio.yaml"
     paths.write_text(json.dumps({"studio": {kind: str(path) for kind, path in models.items()}}))
 
-    def server_arguments(*arguments):
-        return [*unchanged(*arguments), "--extra-model-paths-config", str(paths)]
-
     this = host.Host(COMFYUI, Path(sys.executable))
-    unchanged, host.server_arguments = host.server_arguments, server_arguments
-    try:
-        with host.running(this, folder, cpu=True) as url:
-            studio = client.Client(url)
-            studio.upload("example.png", png(Image.linear_gradient("L").rotate(45)))
-            yield studio
-    finally:
-        host.server_arguments = unchanged
+    with host.running(this, folder, cpu=True, more=("--extra-model-paths-config", str(paths))) as url:
+        studio = client.Client(url)
+        studio.upload("example.png", png(Image.linear_gradient("L").rotate(45)))
+        yield studio
 
 
 def random_lora() -> dict[str, torch.Tensor]:

@@ -8,8 +8,6 @@ import pytest
 from conftest import ROOT
 from studio import NAMES, WORKFLOWS, draft, read, twin
 
-pytest_plugins = ["studio"]
-
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium is installed: on Debian, `apt install chromium`")

@@ -8,8 +8,6 @@ from onestory.story.script import parse_script
 from PIL import Image
 from studio import NAMES, WORKFLOWS, draft, read, saved, twin
 
-pytest_plugins = ["studio"]
-
 NOTES = ("MarkdownNote", "Note")
 NUMBERS = {"INT": int, "FLOAT": (int, float), "BOOLEAN": bool, "STRING": str}
 

@@ -6,7 +6,7 @@ from ..attention.blocks import parse_blocks
 from ..attention.runtime import patch
 from ..attention.view import Recording, View, resize, stretch
 from ..story.heat import overlay
-from .types import CATEGORY
+from .types import CATEGORY, reach_inputs
 
 STORY_ATTENTION = io.Custom("STORY_ATTENTION")
 ALIASES = ["story", "attention map", "heat map", "debug", "daam", "cross-attention"]
@@ -27,30 +27,11 @@ class OneStoryAttentionRecorder(io.ComfyNode):
                     "model",
                     tooltip="Any SD1.x, SD2.x or SDXL model. It may stand before or behind IPCA and other patches.",
                 ),
-                io.String.Input(
-                    "blocks",
-                    default="output.3-5",
-                    tooltip="Where in the U-Net it watches: the blocks of middle size show most clearly what is where. "
-                    "all, down, mid, up, a block such as output.3, a range such as output.3-5, or several joined by +.",
-                    advanced=True,
-                ),
-                io.Float.Input(
-                    "start_percent",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="From where in the sampling it watches.",
-                    advanced=True,
-                ),
-                io.Float.Input(
-                    "end_percent",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Up to where in the sampling it watches. The layout is decided before 0.4.",
-                    advanced=True,
+                *reach_inputs(
+                    blocks="output.3-5",
+                    where="Where in the U-Net it watches: the blocks of middle size show most clearly what is where.",
+                    active="watches",
+                    end=" The layout is decided before 0.4.",
                 ),
             ],
             outputs=[

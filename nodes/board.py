@@ -3,6 +3,7 @@ from comfy_api.latest import io
 
 from ..story.board import CAPTION_POSITIONS, LAYOUTS, draw_board, match_captions
 from ..story.script import Story
+from .types import CATEGORY, STORY
 
 
 class OneStoryBoard(io.ComfyNode):
@@ -11,14 +12,14 @@ class OneStoryBoard(io.ComfyNode):
         return io.Schema(
             node_id="OneStoryBoard",
             display_name="Story Board",
-            category="OneStory",
+            category=CATEGORY,
             description="Sets a story's frames and captions on one page: a grid, a strip, a comic page or four-panel "
             "strips. Fonts for Latin, Greek, Cyrillic, Arabic, Hebrew, Chinese, Japanese and Korean text and emoji are "
             "built in; other scripts use the system's fonts, and a character that no font has becomes □.",
             search_aliases=["story", "storyboard", "comic", "manga", "four-panel", "grid", "contact sheet", "caption"],
             inputs=[
                 io.Image.Input("images", tooltip="The story's frames in order, from VAE Decode."),
-                io.Custom("STORY").Input(
+                STORY.Input(
                     "story",
                     tooltip="The story whose captions are set. Several takes of the whole story in one batch repeat "
                     "them; with any other number of images, captions go as far as they last.",

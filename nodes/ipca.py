@@ -4,7 +4,7 @@ from comfy_api.latest import io
 from ..attention.blocks import parse_blocks
 from ..attention.ipca import IPCA
 from ..attention.runtime import patch
-from .types import CATEGORY
+from .types import CATEGORY, reach_inputs, seed_input
 
 
 class OneStoryIPCA(io.ComfyNode):
@@ -44,40 +44,8 @@ class OneStoryIPCA(io.ComfyNode):
                     tooltip="The share of the strengthening that is dropped at random, for more variety.",
                     advanced=True,
                 ),
-                io.String.Input(
-                    "blocks",
-                    default="all",
-                    tooltip="Where in the U-Net: all, down, mid, up, a block such as output.3, a range such as "
-                    "output.3-5, or several joined by +.",
-                    advanced=True,
-                ),
-                io.Float.Input(
-                    "start_percent",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="From where in the sampling it is on.",
-                    advanced=True,
-                ),
-                io.Float.Input(
-                    "end_percent",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Up to where in the sampling it is on.",
-                    advanced=True,
-                ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=io.ControlAfterGenerate.fixed,
-                    tooltip="Seed of the dropout.",
-                    advanced=True,
-                ),
+                *reach_inputs(blocks="all"),
+                seed_input("dropout"),
             ],
             outputs=[io.Model.Output(tooltip="For a sampler. It may serve any number of stories.")],
         )

@@ -6,7 +6,7 @@ from comfy_api.latest import io
 from ..attention.blocks import parse_blocks
 from ..attention.runtime import patch
 from ..attention.self_attention import SelfAttention
-from .types import CATEGORY
+from .types import CATEGORY, reach_inputs, seed_input
 
 
 class OneStorySelfAttention(io.ComfyNode):
@@ -53,31 +53,7 @@ class OneStorySelfAttention(io.ComfyNode):
                     tooltip="The share of another frame's tokens that a frame sees. Raise it when the character "
                     "drifts; lower it when poses become alike, or to save time. 0 is off.",
                 ),
-                io.String.Input(
-                    "blocks",
-                    default="up",
-                    tooltip="Where in the U-Net: all, down, mid, up, a block such as output.3, a range such as "
-                    "output.3-5, or several joined by +.",
-                    advanced=True,
-                ),
-                io.Float.Input(
-                    "start_percent",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="From where in the sampling it is on.",
-                    advanced=True,
-                ),
-                io.Float.Input(
-                    "end_percent",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Up to where in the sampling it is on.",
-                    advanced=True,
-                ),
+                *reach_inputs(blocks="up"),
                 io.Combo.Input(
                     "probability",
                     options=["released", "always"],
@@ -86,15 +62,7 @@ class OneStorySelfAttention(io.ComfyNode):
                     "after, as the authors' code does. “always”: in every layer and step.",
                     advanced=True,
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=io.ControlAfterGenerate.fixed,
-                    tooltip="Seed of the sampled tokens.",
-                    advanced=True,
-                ),
+                seed_input("sampled tokens"),
             ],
             outputs=[io.Model.Output(tooltip="For a sampler. It may serve any number of stories.")],
         )

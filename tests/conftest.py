@@ -52,6 +52,21 @@ def sd(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> StableDiff
     return StableDiffusion(*comfy.sd.load_checkpoint_guess_config(str(checkpoint), embedding_directory=embeddings)[:3])
 
 
+@pytest.fixture(scope="module")
+def frames(sd: StableDiffusion, tale) -> list:
+    """The conditioning of the test module's `tale` behind SVR, a row for each frame."""
+    from graphs import positive
+
+    return positive(sd.clip, tale)
+
+
+@pytest.fixture(scope="session")
+def negative(sd: StableDiffusion) -> list:
+    from graphs import encode
+
+    return encode(sd.clip, "blurry, low quality")
+
+
 @pytest.fixture(scope="session")
 def server(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory):
     """A client of a real ComfyUI server with the pack in it; the server runs for the rest of the session."""

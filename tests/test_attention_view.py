@@ -2,11 +2,14 @@
 
 import json
 import math
+from functools import partial
 
+import duplicates
 import pytest
 import torch
 from conftest import ROOT
-from graphs import empty, encode, ipca, positive, random, split, story
+from duplicates import FOX, FRAMES
+from graphs import empty, ipca, positive, random, split, story
 from onestory.attention import runtime
 from onestory.attention.view import Recording, layer_size, stretch
 from onestory.nodes.attention_view import OneStoryAttentionRecorder, OneStoryAttentionView
@@ -14,35 +17,17 @@ from onestory.svr.record import KEY
 from onestory.tools.client import images
 from reference import relative_error
 
-import nodes
-
-FOX = "a watercolor of a young red fox"
-FRAMES = ("reading a book", "running", "sleeping")
+run = partial(duplicates.run, steps=2)
 
 
 @pytest.fixture(scope="module")
 def tale():
-    return story(FOX, *FRAMES)
-
-
-@pytest.fixture(scope="module")
-def frames(sd, tale):
-    return positive(sd.clip, tale)
-
-
-@pytest.fixture(scope="module")
-def negative(sd):
-    return encode(sd.clip, "blurry")
+    return story(FOX, *FRAMES[:3])
 
 
 @pytest.fixture(scope="module")
 def latent(tale):
     return empty(tale, 64, 96)
-
-
-@torch.inference_mode()
-def run(model, positive, negative, latent, cfg=5.0, steps=2, seed=1):
-    return nodes.common_ksampler(model, seed, steps, cfg, "euler", "normal", positive, negative, latent)[0]["samples"]
 
 
 def record(model, blocks="output.3-5", start_percent=0.0, end_percent=1.0):

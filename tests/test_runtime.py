@@ -5,25 +5,20 @@ import comfy.model_management
 import pytest
 import torch
 from duplicates import FOX, FRAMES, duplicated, run
-from graphs import empty, encode, ipca, positive, story
+from graphs import empty, ipca, story
 from onestory.attention.ipca import biased_attention, identity_bias
 from reference import identity_attention, plain_attention, relative_error
 from stories import record
 
 
 @pytest.fixture(scope="module")
-def frames(sd):
-    return positive(sd.clip, story(FOX, *FRAMES[:3]))
+def tale():
+    return story(FOX, *FRAMES[:3])
 
 
 @pytest.fixture(scope="module")
-def negative(sd):
-    return encode(sd.clip, "blurry, low quality")
-
-
-@pytest.fixture(scope="module")
-def latent():
-    return empty(story(FOX, *FRAMES[:3]), 32, 32)
+def latent(tale):
+    return empty(tale, 32, 32)
 
 
 # --- IP-Adapter -------------------------------------------------------------------------------------------------------

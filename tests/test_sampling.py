@@ -21,23 +21,10 @@ from reference import relative_error
 
 import nodes
 
-NEGATIVE = "blurry, low quality"
-
 
 @pytest.fixture(scope="module")
 def tale():
     return story(FOX, *FRAMES)
-
-
-@pytest.fixture(scope="module")
-def frames(sd, tale):
-    """The story's conditioning behind SVR, a row for each of four frames."""
-    return positive(sd.clip, tale)
-
-
-@pytest.fixture(scope="module")
-def negative(sd):
-    return encode(sd.clip, NEGATIVE)
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from .inspect import OneStoryInspect
 from .ipca import OneStoryIPCA
 from .latent import OneStoryLatent
 from .load import OneStoryLoad
+from .metrics import OneStoryMetrics
 from .prompt import OneStoryPrompt
 from .reweight import OneStoryNaiveReweight, OneStorySVR
 from .runs import OneStoryJoin, OneStorySplit
@@ -32,6 +33,7 @@ class OneStoryExtension(ComfyExtension):
             OneStoryInspect,
             OneStoryAttentionRecorder,
             OneStoryAttentionView,
+            OneStoryMetrics,
         ]
 
 

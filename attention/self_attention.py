@@ -167,6 +167,7 @@ def consistent_attention(
     """
     flat_k, flat_v = k.flatten(0, 1), v.flatten(0, 1)
     times = Counter(row for gather in gathers for row in range(gather.start, gather.stop))
+    once = max(times.values()) == 1
     out: Tensor | None = None
     for first, last, keys in gathers:
         size = last - first
@@ -174,22 +175,39 @@ def consistent_attention(
             limit = GATHERED_ON_CPU if k.device.type == "cpu" else GATHERED
             most = max(1, limit // (2 * keys.shape[1] * k.shape[2] * k.element_size()))
             size = math.ceil(size / math.ceil(size / most))
+            spaces = [space_for(size * keys.shape[1], x) for x in (flat_k, flat_v)]
         for start in range(first, last, size):
             stop = min(start + size, last)
             if keys is None:
                 seen = k[start:stop], v[start:stop]
             else:
                 index = keys[start - first : stop - first]
-                seen = tuple(x.index_select(0, index.flatten()).unflatten(0, index.shape) for x in (flat_k, flat_v))
+                seen = tuple(gathered(x, index, space) for x, space in zip((flat_k, flat_v), spaces))
             result = attention(q[start:stop], *seen, heads, **kwargs)
             if stop - start == len(q) and len(gathers) == 1:
                 return result
             if out is None:
-                out = result.new_zeros(len(q), *result.shape[1:])
-            out[start:stop] += result
-            del seen, result
+                out = (
+                    result.new_empty(len(q), *result.shape[1:]) if once else result.new_zeros(len(q), *result.shape[1:])
+                )
+            if once:
+                out[start:stop] = result
+            else:
+                out[start:stop] += result
+            del result
     assert out is not None
     for row, count in times.items():
         if count > 1:
             out[row] /= count
     return out
+
+
+def space_for(rows: int, like: Tensor) -> Tensor | None:
+    """Memory that one gather after another may use, since fresh memory costs a CPU more than copying does."""
+    return None if like.requires_grad else like.new_empty(rows, like.shape[1])
+
+
+def gathered(flat: Tensor, index: Tensor, space: Tensor | None) -> Tensor:
+    """The rows `index` [rows, count] of `flat`, [rows, count, channels], in `space` if there is any."""
+    into = None if space is None else space[: index.numel()]
+    return torch.index_select(flat, 0, index.flatten(), out=into).unflatten(0, index.shape)

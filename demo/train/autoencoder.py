@@ -1,0 +1,125 @@
+"""An autoencoder in TAESD's layout, and its training on the world."""
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..world.attributes import draw
+from ..world.render import render
+from .loop import Stage, channels_last
+
+NOISE = 0.03
+CROP = 64
+BEFORE = "autoencoder.state.pt"
+
+
+def conv(inputs: int, outputs: int, **options) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, padding=1, **options)
+
+
+class Block(nn.Module):
+    """Three convolutions beside a shortcut; an idle one has learned nothing yet, and takes no time."""
+
+    def __init__(self, idle: bool = False):
+        super().__init__()
+        self.idle = idle
+        self.conv = nn.Sequential(conv(64, 64), nn.ReLU(), conv(64, 64), nn.ReLU(), conv(64, 64))
+        with torch.no_grad():
+            for parameter in self.conv[4].parameters():
+                parameter.mul_(0.0 if idle else 0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x if self.idle else self.conv(x) + x)
+
+
+class Bound(nn.Module):
+    """Keeps latents within 3."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(x / 3) * 3
+
+
+class Autoencoder(nn.Module):
+    """Pictures [batch, 3, 8h, 8w] from 0 to 1, and latents [batch, 4, h, w]; parameters are named as in TAESD.
+
+    `light` leaves most blocks at high resolution idle, for a training three times as fast.
+    """
+
+    def __init__(self, light: bool = False):
+        super().__init__()
+        down = [
+            layer
+            for level in range(3)
+            for layer in (conv(64, 64, stride=2, bias=False), Block(), *blocks(2, idle=light and level == 0))
+        ]
+        self.taesd_encoder = nn.Sequential(conv(3, 64), Block(light), *down, conv(64, 4))
+        up = [
+            layer
+            for level in range(3)
+            for layer in (
+                Block(),
+                *blocks(2, idle=light and level == 2),
+                nn.Upsample(scale_factor=2),
+                conv(64, 64, bias=False),
+            )
+        ]
+        self.taesd_decoder = nn.Sequential(Bound(), conv(4, 64), nn.ReLU(), *up, Block(light), conv(64, 3))
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        return self.taesd_encoder(pictures)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return self.taesd_decoder(latents)
+
+
+def blocks(count: int, idle: bool) -> list[Block]:
+    return [Block(idle) for _ in range(count)]
+
+
+def crops(generator: torch.Generator, count: int, device: str) -> Tensor:
+    """Random parts [count, 3, 64, 64] of new pictures, two of each."""
+    pictures = render(draw(count // 2, generator), device=device).repeat(2, 1, 1, 1)
+    corners = torch.randint(0, pictures.shape[-1] - CROP + 1, (count, 2), generator=generator).tolist()
+    return torch.stack([p[:, y : y + CROP, x : x + CROP] for p, (y, x) in zip(pictures, corners, strict=True)])
+
+
+def loss_of(net: Autoencoder, pictures: Tensor, noise: Tensor) -> Tensor:
+    """Absolute error of the pictures and of their edges, with a light hand on the latents' size."""
+    latents = net.encode(pictures)
+    drawn = net.decode(latents + NOISE * noise).float()
+    edges = sum((drawn.diff(dim=axis) - pictures.diff(dim=axis)).abs().mean() for axis in (-1, -2))
+    squares = (drawn - pictures).square().mean()
+    return (drawn - pictures).abs().mean() + edges + 2 * squares + 1e-3 * latents.float().square().mean()
+
+
+class AutoencoderStage(Stage):
+    """Stage 1: encoder and decoder together, most of the costly blocks idle."""
+
+    name = "autoencoder"
+    rate = 1.5e-3
+    average = 0.99
+
+    def build(self) -> nn.Module:
+        return channels_last(Autoencoder(light=True))
+
+    def loss(self, net: nn.Module, step: int) -> Tensor:
+        generator = torch.Generator().manual_seed(1_000_003 * self.seed + step)
+        pictures = crops(generator, self.batch, self.device).contiguous(memory_format=torch.channels_last)
+        noise = torch.randn(self.batch, 4, CROP // 8, CROP // 8, generator=generator).to(self.device)
+        with torch.autocast(self.device, torch.bfloat16):
+            return loss_of(cast(Autoencoder, net), pictures, noise)
+
+
+class DecoderStage(AutoencoderStage):
+    """Stage 4: the decoder learns on with all its blocks, while the encoder, and so every latent, stays as it is."""
+
+    name = "decoder"
+    rate = 8e-4
+
+    def build(self) -> nn.Module:
+        net = Autoencoder()
+        net.load_state_dict(torch.load(self.folder / BEFORE, map_location="cpu", weights_only=True)["averaged"])
+        net.taesd_encoder.requires_grad_(False)
+        return channels_last(net)

@@ -1,0 +1,169 @@
+"""The U-Net and the text encoder, trained together on the world's latents."""
+
+import json
+import os
+import random
+from functools import cache
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ..world.attributes import VALUES, Attributes, draw, select
+from ..world.captions import caption
+from ..world.render import render
+from .autoencoder import Autoencoder
+from .loop import Stage, channels_last
+from .text_encoder import LENGTH, TextEncoder
+from .unet import UNet
+
+VOCABULARY: dict[str, int] = {
+    word: ids[0]
+    for word, ids in json.loads(
+        (Path(__file__).parents[1] / "world" / "vocabulary.json").read_text(encoding="utf-8")
+    ).items()
+}
+"""CLIP's token of every word of the captions; each is one token."""
+START, END = 49406, 49407
+TOKENS = sorted({*VOCABULARY.values(), START, END})
+"""CLIP's numbers of the tokens in use, in the order of the text encoder's rows."""
+ROWS = {token: row for row, token in enumerate(TOKENS)}
+
+STEPS = 1000
+UNSAID_SHARE = 0.1
+"""Captions left empty, for classifier-free guidance."""
+MIN_SNR = 5.0
+"""The bound on the signal-to-noise ratio in a step's weight (Min-SNR, arXiv 2303.09556)."""
+SHARD = 1000
+FIRST_SHARDS = 6
+STEPS_PER_SHARD = 120
+"""One more shard of pictures joins every so many steps."""
+
+
+def signal() -> Tensor:
+    """The share of the picture's variance in a noisy latent at each step: Stable Diffusion's schedule."""
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, STEPS, dtype=torch.float64) ** 2
+    return (1 - betas).cumprod(0).float()
+
+
+def tokens(text: str) -> list[int]:
+    """The rows of a caption's 77 tokens, padded with END as Stable Diffusion 1.x does."""
+    words = text.lower().replace(",", " , ").split()
+    numbers = [START, *(VOCABULARY[word] for word in words)][: LENGTH - 1]
+    numbers += [END] * (LENGTH - len(numbers))
+    return [ROWS[number] for number in numbers]
+
+
+class Painter(nn.Module):
+    """Everything that turns words and noise into latents."""
+
+    def __init__(self):
+        super().__init__()
+        self.text = TextEncoder(len(TOKENS))
+        self.unet = UNet()
+
+    def forward(self, latents: Tensor, steps: Tensor, rows: Tensor) -> Tensor:
+        return self.unet(latents, steps, self.text(rows))
+
+
+class PainterStage(Stage):
+    """Stages 2 and 3: the same network on pictures of `side` pixels; a later stage starts from `before`."""
+
+    rate = 4e-4
+    average = 0.998
+    picture_batch = 50
+
+    def __init__(self, folder: Path, steps: int, batch: int, side: int, before: str | None = None, **options):
+        super().__init__(folder, steps, batch, **options)
+        self.name = f"painter{side}"
+        self.side = side
+        self.before = before
+        self.signal = signal()
+        self.pool: dict[int, tuple[Tensor, Attributes]] = {}
+
+    def build(self) -> nn.Module:
+        net = channels_last(Painter())
+        if self.before and not self.state_file.is_file():
+            state = torch.load(self.folder / f"{self.before}.state.pt", map_location="cpu", weights_only=True)
+            net.load_state_dict(state["averaged"])
+        return net
+
+    def shard(self, index: int) -> tuple[Tensor, Attributes]:
+        """Latents [pictures, 4, height, width] of unit scale and their attributes; made once, then read."""
+        if index not in self.pool:
+            path = self.folder / "latents" / f"{self.side}-{index:04}.safetensors"
+            if not path.is_file():
+                path.parent.mkdir(exist_ok=True)
+                save_file(self.make_shard(index), path.with_suffix(".partial"))
+                os.replace(path.with_suffix(".partial"), path)
+            found = load_file(path)
+            self.pool[index] = found.pop("latents").float(), found
+        return self.pool[index]
+
+    @torch.inference_mode()
+    def make_shard(self, index: int) -> dict[str, Tensor]:
+        net, scale = autoencoder(self.folder, self.device)
+        attributes = draw(SHARD, torch.Generator().manual_seed(7_919 * (self.seed + 1) + index))
+        latents = []
+        for start in range(0, SHARD, self.picture_batch):
+            part = select(attributes, torch.arange(start, start + self.picture_batch))
+            pictures = render(part, self.side, self.device).contiguous(memory_format=torch.channels_last)
+            with torch.autocast(self.device, torch.bfloat16):
+                latents.append((net.encode(pictures).float() / scale).half().cpu())
+        return {"latents": torch.cat(latents).contiguous(), **attributes}
+
+    def loss(self, net: nn.Module, step: int) -> Tensor:
+        generator = torch.Generator().manual_seed(1_000_003 * self.seed + step)
+        rng = random.Random(1_000_003 * self.seed + step)
+        shards = FIRST_SHARDS + step // STEPS_PER_SHARD
+        latents, rows = [], []
+        for _ in range(self.batch):
+            pool, attributes = self.shard(rng.randrange(shards))
+            picture = rng.randrange(SHARD)
+            latents.append(pool[picture])
+            looks = {name: int(attributes[name][picture]) for name in (*VALUES, "name")}
+            text = "" if rng.random() < UNSAID_SHARE else caption(looks, rng)
+            rows.append(tokens(text))
+        clean = torch.stack(latents).to(self.device).contiguous(memory_format=torch.channels_last)
+        noise = torch.randn(clean.shape, generator=generator).to(clean)
+        steps = torch.randint(STEPS, (self.batch,), generator=generator)
+        share = self.signal[steps].to(self.device).view(-1, 1, 1, 1)
+        noisy = share.sqrt() * clean + (1 - share).sqrt() * noise
+        with torch.autocast(self.device, torch.bfloat16):
+            found = net(noisy, steps.to(self.device), torch.tensor(rows, device=self.device))
+        ratio = share / (1 - share)
+        weight = (MIN_SNR / ratio).clamp(max=1)
+        return (weight * (found.float() - noise).square()).mean()
+
+
+@cache
+def autoencoder(folder: Path, device: str) -> tuple[Autoencoder, float]:
+    """The autoencoder as far as it is trained, and the standard deviation of its latents on pictures of the world."""
+    net = Autoencoder()
+    path = next(path for name in ("decoder", "autoencoder") if (path := folder / f"{name}.state.pt").is_file())
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    net.load_state_dict(state["averaged"])
+    net = channels_last(net.to(device)).eval()
+    with torch.inference_mode():
+        pictures = render(draw(32, torch.Generator().manual_seed(0)), device=device)
+        return net, net.encode(pictures).std().item()
+
+
+@torch.inference_mode()
+def sample(net: Painter, texts: list[str], side: int, seed: int = 0, steps: int = 25, scale: float = 4.0) -> Tensor:
+    """Latents for captions by DDIM (arXiv 2010.02502) with classifier-free guidance, to look at while training."""
+    device = next(net.parameters()).device
+    rows = torch.tensor([tokens(text) for text in texts] + [tokens("")] * len(texts), device=device)
+    context = net.text(rows)
+    x = torch.randn(len(texts), 4, side // 8, side // 8, generator=torch.Generator().manual_seed(seed)).to(device)
+    shares = signal().to(device)
+    times = torch.linspace(STEPS - 1, 0, steps + 1).long().tolist()
+    for now, then in zip(times[:-1], times[1:], strict=True):
+        with torch.autocast(device.type, torch.bfloat16):
+            both = net.unet(x.repeat(2, 1, 1, 1), torch.full((2 * len(texts),), now, device=device), context).float()
+        said, unsaid = both.chunk(2)
+        noise = unsaid + scale * (said - unsaid)
+        clean = (x - (1 - shares[now]).sqrt() * noise) / shares[now].sqrt()
+        x = shares[then].sqrt() * clean + (1 - shares[then]).sqrt() * noise
+    return clean

@@ -186,13 +186,13 @@ def sea(p: Place) -> None:
             lean = 0.02 if step % 2 else -0.02
             p.paint(c.line(x - lean, y, x + lean, y - height / 3, 0.02), (0.13, 0.60, 0.40))
     for at, y, turn in ((0.2, 0.2, 1), (0.82, 0.3, -1)):
-        x = at + 0.04 * p.sway
-        tail = ((x - 0.1 * turn, y - 0.04), (x - 0.04 * turn, y), (x - 0.1 * turn, y + 0.04))
+        middle = at + 0.04 * p.sway
+        tail = ((middle - 0.1 * turn, y - 0.04), (middle - 0.04 * turn, y), (middle - 0.1 * turn, y + 0.04))
         p.paint(c.polygon(*tail[::turn]), (1.0, 0.62, 0.25))
-        p.paint(c.ellipse(x, y, 0.065, 0.04), (1.0, 0.62, 0.25))
-        p.paint(c.circle(x + 0.03 * turn, y - 0.01, 0.009), (0.1, 0.1, 0.15))
-    for at, y, radius in ((0.36, 0.12, 0.016), (0.4, 0.24, 0.012), (0.66, 0.1, 0.018), (0.62, 0.2, 0.011)):
-        p.paint(c.circle(at, y, radius), (0.80, 0.95, 1.0), lit=False)
+        p.paint(c.ellipse(middle, y, 0.065, 0.04), (1.0, 0.62, 0.25))
+        p.paint(c.circle(middle + 0.03 * turn, y - 0.01, 0.009), (0.1, 0.1, 0.15))
+    for x, y, radius in ((0.36, 0.12, 0.016), (0.4, 0.24, 0.012), (0.66, 0.1, 0.018), (0.62, 0.2, 0.011)):
+        p.paint(c.circle(x, y, radius), (0.80, 0.95, 1.0), lit=False)
 
 
 def mountains(p: Place) -> None:

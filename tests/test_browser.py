@@ -1,6 +1,7 @@
-"""The shipped workflows in the real editor, in headless Chromium. Screenshots go to out/browser."""
+"""The pack in the real editor, in headless Chromium. Screenshots go to out/browser."""
 
 import copy
+import os
 import shutil
 from collections.abc import Iterator
 
@@ -29,19 +30,20 @@ every_workflow = pytest.mark.parametrize("name", NAMES)
 def page(studio, tmp_path_factory) -> Iterator["playwright.Page"]:
     """The editor, opened by someone who has never used it; `page.errors` collects what its console complains about."""
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    fonts = tmp_path_factory.mktemp("share") / "fonts"
+    fonts.symlink_to(ROOT / "story" / "fonts")  # a machine without a Chinese font shows Chinese as well
     with playwright.sync_playwright() as api:
         context = api.chromium.launch_persistent_context(
             tmp_path_factory.mktemp("profile"),
             executable_path=CHROMIUM,
             args=FLAGS.split(),
+            env={**os.environ, "XDG_DATA_HOME": str(fonts.parent)},
             viewport=SMALL,
         )
         page = context.pages[0]
         page.set_default_timeout(PATIENCE)
         page.goto(studio.url)
-        page.wait_for_function(
-            "window.app?.extensionManager && app.graph && 'OneStoryScript' in LiteGraph.registered_node_types"
-        )
+        wait_for_editor(page)
         # The template browser opens by itself on the first visit.
         page.get_by_test_id("template-workflows-content").wait_for()
         page.keyboard.press("Escape")
@@ -52,10 +54,26 @@ def page(studio, tmp_path_factory) -> Iterator["playwright.Page"]:
         context.close()
 
 
+def wait_for_editor(page: "playwright.Page") -> None:
+    page.wait_for_function(
+        "window.app?.extensionManager && app.graph && 'OneStoryScript' in LiteGraph.registered_node_types"
+    )
+
+
+def command(page: "playwright.Page", id_: str) -> None:
+    """Start one of the editor's commands, which may go on to ask something."""
+    page.evaluate("id => { app.extensionManager.command.execute(id) }", id_)
+
+
+def new_workflow(page: "playwright.Page") -> None:
+    command(page, "Comfy.NewBlankWorkflow")
+    page.wait_for_function("app.graph.nodes.length === 0")
+
+
 def open_template(page: "playwright.Page", name: str) -> None:
     """Open a workflow as an artist does."""
     page.errors.clear()
-    page.evaluate("app.extensionManager.command.execute('Comfy.BrowseTemplates')")
+    command(page, "Comfy.BrowseTemplates")
     page.get_by_role("button", name="onestory").click()
     page.get_by_test_id(f"template-workflow-{name}").click()
     page.wait_for_function("id => app.graph.id === id", arg=read(WORKFLOWS / f"{name}.json")["id"])
@@ -156,3 +174,192 @@ def test_help_page_opens(page):
     page.get_by_role("heading", name="What to try").wait_for()
     page.wait_for_timeout(500)
     page.screenshot(path=SCREENSHOTS / "help.png")
+
+
+WIRES = (
+    ("CheckpointLoaderSimple", "MODEL", "story", "model"),
+    ("CheckpointLoaderSimple", "CLIP", "story", "clip"),
+    ("CheckpointLoaderSimple", "CLIP", "CLIPTextEncode", "clip"),
+    ("story", "model", "KSampler", "model"),
+    ("story", "positive", "KSampler", "positive"),
+    ("CLIPTextEncode", "CONDITIONING", "KSampler", "negative"),
+    ("story", "latent", "KSampler", "latent_image"),
+    ("KSampler", "LATENT", "VAEDecode", "samples"),
+    ("CheckpointLoaderSimple", "VAE", "VAEDecode", "vae"),
+    ("VAEDecode", "IMAGE", "OneStoryBoard", "images"),
+    ("story", "story", "OneStoryBoard", "story"),
+    ("OneStoryBoard", "IMAGE", "PreviewImage", "images"),
+)
+
+
+def test_the_blueprint_is_one_ready_node(page):
+    page.errors.clear()
+    new_workflow(page)
+    page.mouse.dblclick(SMALL["width"] / 2, SMALL["height"] / 2)
+    page.get_by_placeholder("Add a node...").fill("Story from one prompt")
+    page.get_by_text("Subgraph Blueprints / OneStory").wait_for()
+    page.keyboard.press("Enter")
+    page.wait_for_function("app.graph.nodes[0]?.flags.ghost")  # it follows the mouse until a click
+    page.mouse.click(SMALL["width"] / 2, SMALL["height"] / 2)
+    page.wait_for_function("!app.graph.nodes[0].flags.ghost")
+    inside, quarantined = page.evaluate(
+        """() => {
+            const [{ subgraph, properties }] = app.graph.nodes
+            return [subgraph.nodes.map(n => n.type), properties.proxyWidgetErrorQuarantine ?? []]
+        }"""
+    )
+    assert sorted(inside) == ["OneStoryIPCA", "OneStoryLatent", "OneStoryPrompt", "OneStorySVR", "OneStoryScript"]
+    assert page.evaluate("types => types.filter(type => !(type in LiteGraph.registered_node_types))", inside) == []
+    assert quarantined == [], "the editor understands every widget that the node shows"
+
+    values = {"identity": "a red fox", "frames": "reading\nrunning", "width": 64, "height": 64, "strength": 2}
+    page.evaluate(
+        """([wires, values]) => {
+            const [story] = app.graph.nodes
+            story.pos = [400, 0]
+            const nodes = { story }
+            for (const type of new Set(wires.flatMap(([from, , to]) => [from, to])))
+                if (type !== "story") {
+                    nodes[type] = LiteGraph.createNode(type)
+                    app.graph.add(nodes[type])
+                }
+            const columns = ["CheckpointLoaderSimple", "story", "KSampler", "OneStoryBoard", "PreviewImage"]
+            columns.forEach((type, i) => (nodes[type].pos = [450 * i, 0]))
+            nodes.CLIPTextEncode.pos = [0, 250]
+            nodes.VAEDecode.pos = [900, 450]
+            for (const [from, out, to, into] of wires)
+                nodes[from].connect(nodes[from].findOutputSlot(out), nodes[to], nodes[to].findInputSlot(into))
+            for (const widget of story.widgets) if (widget.name in values) widget.value = values[widget.name]
+            nodes.KSampler.widgets.find(w => w.name === "steps").value = 1
+        }""",
+        [WIRES, values],
+    )
+    inputs = {node["class_type"]: node["inputs"] for node in api_of(page).values()}
+    reached = {**inputs["OneStoryScript"], **inputs["OneStoryLatent"], **inputs["OneStoryIPCA"]}
+    assert {name: reached[name] for name in values} == values
+    kind, detail = press_run(page)
+    assert kind == "execution_success", detail
+    show_all(page)
+    page.wait_for_function("app.graph.nodes.find(n => n.type === 'PreviewImage').imgs?.length === 1")
+    page.wait_for_timeout(500)
+    page.screenshot(path=SCREENSHOTS / "blueprint.png")
+    page.set_viewport_size(SMALL)
+    assert page.errors == []
+
+
+def switch_language(page: "playwright.Page", language: str) -> dict:
+    """As in the settings; returns our texts in that language."""
+    texts = read(ROOT / "locales" / language / "nodeDefs.json")
+    page.evaluate("language => app.extensionManager.setting.set('Comfy.Locale', language)", language)
+    # A language that is new to the editor can come after it has named the nodes; R names them again.
+    page.wait_for_function(
+        """async title => {
+            await app.refreshComboInNodes()
+            return LiteGraph.registered_node_types.OneStoryScript.title === title
+        }""",
+        arg=texts["OneStoryScript"]["display_name"],
+        polling=1000,
+    )
+    return texts
+
+
+@pytest.fixture
+def chinese(page) -> Iterator[dict]:
+    yield switch_language(page, "zh")
+    switch_language(page, "en")
+
+
+def test_in_chinese_nodes_tooltips_and_help_are_chinese(page, chinese):
+    shown = page.evaluate(
+        """types => Object.fromEntries(types.map(type => {
+            const node = LiteGraph.createNode(type)
+            return [type, {
+                title: node.title,
+                inputs: Object.fromEntries(node.inputs.map(i => [i.name, i.localized_name])),
+                widgets: Object.fromEntries(
+                    (node.widgets ?? []).filter(w => w.type !== "customtext").map(w => [w.name, w.label])
+                ),
+                outputs: node.outputs.map(o => o.localized_name),
+            }]
+        }))""",
+        list(chinese),
+    )
+    for type_, texts in chinese.items():
+        names = {id_: input_["name"] for id_, input_ in texts["inputs"].items()}
+        assert shown[type_]["title"] == texts["display_name"]
+        assert shown[type_]["inputs"] == names
+        assert {id_: label for id_, label in shown[type_]["widgets"].items() if id_ in names}.items() <= names.items()
+        assert shown[type_]["outputs"] == [output["name"] for output in texts["outputs"].values()]
+
+    open_template(page, "One Prompt One Story")
+    strength = page.evaluate(
+        """() => {
+            const node = app.graph.nodes.find(n => n.type === "OneStoryIPCA")
+            const widget = node.widgets.find(w => w.name === "strength")
+            const [x, y] = app.canvas.ds.convertOffsetToCanvas([node.pos[0] + 100, node.pos[1] + widget.y + 10])
+            const { left, top } = app.canvas.canvas.getBoundingClientRect()
+            return [left + x, top + y]
+        }"""
+    )
+    page.mouse.move(*strength)
+    page.get_by_text(chinese["OneStoryIPCA"]["inputs"]["strength"]["tooltip"]).wait_for()
+    page.screenshot(path=SCREENSHOTS / "Chinese tooltip.png")
+    page.evaluate("app.canvas.selectNode(app.graph.nodes.find(n => n.type === 'OneStoryIPCA'))")
+    page.get_by_test_id("info-button").click()
+    page.get_by_role("heading", name="可以试试").wait_for()
+    show_all(page)
+    page.screenshot(path=SCREENSHOTS / "Chinese.png")
+    page.set_viewport_size(SMALL)
+
+
+def values(page: "playwright.Page") -> list:
+    return page.evaluate("app.graph.nodes.map(n => [n.type, (n.widgets ?? []).map(w => [w.name, w.value])])")
+
+
+def test_a_saved_workflow_comes_back_with_every_value(page, studio):
+    for name in ("first story.txt", "second story.txt"):
+        studio.upload(name, b"a red fox\n\nreading\nrunning")
+    page.evaluate("app.refreshComboInNodes()")
+    new_workflow(page)
+    page.evaluate(
+        """types => types.forEach((type, i) => {
+            const node = LiteGraph.createNode(type)
+            node.pos = [450 * (i % 5), 420 * Math.floor(i / 5)]
+            app.graph.add(node)
+        })""",
+        sorted(type_ for type_ in studio.get("/object_info") if type_.startswith("OneStory")),
+    )
+    defaults = values(page)
+    page.evaluate(
+        """() => {
+            for (const widget of app.graph.nodes.flatMap(n => n.widgets ?? [])) {
+                const { value, options } = widget
+                if (options?.values) widget.value = options.values.find(other => other !== value)
+                else if (typeof value === "boolean") widget.value = !value
+                else if (typeof value === "number")
+                    widget.value = value < options.max ? value + options.step2 : value - options.step2
+                else widget.value = `${value} # 又一个, “other” [text]\\n`
+            }
+        }"""
+    )
+    changed = values(page)
+    for (type_, before), (_, after) in zip(defaults, changed, strict=True):
+        for (name, default), (_, value) in zip(before, after, strict=True):
+            assert value != default, (type_, name)
+
+    command(page, "Comfy.SaveWorkflow")
+    page.get_by_role("dialog").get_by_role("textbox").fill("every node")
+    page.get_by_role("button", name="Confirm").click()
+    page.wait_for_function("app.extensionManager.workflow.activeWorkflow.filename === 'every node'")
+    command(page, "Workspace.CloseWorkflow")
+    page.wait_for_function("app.extensionManager.workflow.activeWorkflow.filename !== 'every node'")
+    page.reload()
+    wait_for_editor(page)
+    command(page, "Workspace.ToggleSidebarTab.workflows")
+    page.get_by_text("every node").click()
+    page.wait_for_function("n => app.graph.nodes.length === n", arg=len(changed))
+    command(page, "Workspace.ToggleSidebarTab.workflows")
+    assert values(page) == changed
+    show_all(page)
+    page.screenshot(path=SCREENSHOTS / "every node.png")
+    page.set_viewport_size(SMALL)

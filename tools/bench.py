@@ -1,4 +1,4 @@
-"""Measure the pack on this machine: `bench speed` times its pieces against other ways to compute the same."""
+"""Measure the pack: `bench speed` its pieces against other ways to compute the same, `bench quality` the stories."""
 
 import argparse
 import json
@@ -8,21 +8,34 @@ import tempfile
 from pathlib import Path
 
 from ..bench import report
-from . import host
+from . import host, quality_servers
 from .failure import Failure
 
-SUITES = ("speed",)
 OPTIONS = ("sizes", "device", "attention", "clock", "threads")
 FLAGS = ("quick", "full")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = __doc__
-    parser.usage = "%(prog)s speed [options] [pytest's arguments, such as -k svr]"
+    suites = parser.add_subparsers(metavar="SUITE", required=True)
+    for name, (add, measure, purpose) in SUITES.items():
+        suite = suites.add_parser(name, help=purpose)
+        add(suite)
+        suite.set_defaults(measure=measure)
+
+
+def run(args: argparse.Namespace) -> int:
+    return args.measure(args)
+
+
+def add_speed_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Time the pack's pieces on this machine against other ways to compute the same."
+    parser.usage = "%(prog)s [options] [pytest's arguments, such as -k svr]"
     parser.epilog = "Runs on a ComfyUI of its own, or on the one that COMFYUI_PATH names. docs/performance.md explains."
-    parser.add_argument("suite", choices=SUITES, help="what to measure")
     parser.add_argument("--quick", action="store_true", help="a few minutes: few rounds and small shapes")
-    parser.add_argument("--full", action="store_true", help="full-size layers and U-Nets too; up to 24 GB of memory")
+    parser.add_argument(
+        "--full", action="store_true", help="the longest calls and whole U-Nets too; up to 16 GB of memory"
+    )
     parser.add_argument("--sizes", metavar="NxSIDE,...", help="frames and picture size of the attention calls")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="where to measure (default: cpu)")
     parser.add_argument("--attention", choices=("pytorch", "split", "quad"), help="ComfyUI's attention back end")
@@ -33,8 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(forwards=True)
 
 
-def run(args: argparse.Namespace) -> int:
-    """Run the suite, then print the table of what it measured, also when a part of it failed."""
+def run_speed(args: argparse.Namespace) -> int:
+    """Run the benchmarks, then print the table of what it measured, also when a part of it failed."""
     this = (host.find() if os.environ.get("COMFYUI_PATH") else None) or host.set_up()
     host.install_dev_tools(this)
     host.random_checkpoint(this)
@@ -44,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
         results = Path(folder) / "results.json"
         command = [this.python, "-m", "pytest", *options, f"--benchmark-json={results}", *args.others]
         environment = {**os.environ, "COMFYUI_PATH": str(this.comfyui)}
-        code = subprocess.run([*command, args.suite], cwd=host.ROOT / "bench", env=environment).returncode
+        code = subprocess.run([*command, "speed"], cwd=host.ROOT / "bench", env=environment).returncode
         if not results.is_file() or not results.stat().st_size:
             raise Failure("Nothing was measured: pytest's messages above say why.")
         found = report.read(results)
@@ -52,3 +65,16 @@ def run(args: argparse.Namespace) -> int:
         args.json.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(report.machine(found), report.table(found, args.markdown), sep="\n\n")
     return code
+
+
+def run_quality(args: argparse.Namespace) -> int:
+    if args.server:
+        return quality_servers.run(args)
+    raise Failure("bench quality needs a running ComfyUI: name one or several with --server URL.")
+
+
+# name: what adds the suite's arguments, what measures it, what it measures
+SUITES = {
+    "speed": (add_speed_arguments, run_speed, "how fast the pack's pieces are"),
+    "quality": (quality_servers.add_arguments, run_quality, "how well stories keep character and prompts"),
+}

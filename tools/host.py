@@ -142,13 +142,15 @@ def packages_pin(source: Source) -> str:
 
 
 def install_dev_tools(host: Host) -> None:
-    """Install what the tests need: into our own environment only, a user's ComfyUI is told what it lacks."""
+    """Install what tests and benchmarks need: into our own environment only, a user's ComfyUI is told what it lacks."""
     wanted = TOOLS / "requirements-dev.txt"
     if host.python != venv_python(HOST / "venv"):
-        modules = ("mypy", "pytest", "pytest_timeout", "ruff")
-        probe = f"import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, {modules})))"
-        if subprocess.run([host.python, "-c", probe]).returncode:
-            raise Failure(f"{host.python} lacks the test tools: {host.python} -m pip install -r {wanted}")
+        modules = ("mypy", "pytest", "pytest_benchmark", "pytest_timeout", "ruff", "xdist")
+        probe = f"import importlib.util as u; print(*(m for m in {modules} if not u.find_spec(m)), sep=', ')"
+        missing = subprocess.run([host.python, "-c", probe], capture_output=True, text=True, check=True).stdout.strip()
+        if missing:
+            fix = f"{host.python} -m pip install -r {wanted}"
+            raise Failure(f"{host.python} lacks {missing}, which tests and benchmarks need: {fix}")
     elif not is_stamped(HOST / "venv", digest(wanted), f"{STAMP}-dev"):
         with lock(HOST):
             say("Installing the test tools ...")
@@ -334,17 +336,28 @@ def link_pack(host: Host, root: Path = ROOT) -> str:
 def random_checkpoint(host: Host, folder: Path = HOST) -> Path:
     """The random checkpoint's file; written first when it is missing or an older version's."""
     script = TOOLS / "random_checkpoint.py"
-    file = folder / "models" / "checkpoints" / "onestory_random.safetensors"
+    return checkpoint(host, folder, "onestory_random", [script], "random checkpoint", script, host.comfyui)
+
+
+def world_checkpoint(host: Host, folder: Path = HOST) -> Path:
+    """The Story World's checkpoint, expanded from the shipped asset; likewise."""
+    script, asset = ROOT / "demo" / "asset.py", ROOT / "demo" / "story_world.safetensors"
+    return checkpoint(host, folder, "onestory_world", [script, asset], "Story World's checkpoint", script)
+
+
+def checkpoint(host: Host, folder: Path, stem: str, sources: Sequence[Path], what: str, *command: Path) -> Path:
+    """A file that a script writes from `sources`: made once, and again when they change."""
+    file = folder / "models" / "checkpoints" / f"{stem}.safetensors"
     file.parent.mkdir(parents=True, exist_ok=True)
-    pin, name = digest(script), f"{file.stem}.sha256"
+    pin, name = " ".join(map(digest, sources)), f"{stem}.sha256"
     if file.is_file() and is_stamped(file.parent, pin, name):
         return file
     with lock(folder):
         if not (file.is_file() and is_stamped(file.parent, pin, name)):
-            say("Writing the random checkpoint (340 MB) ...")
-            done = subprocess.run([host.python, script, host.comfyui, file], capture_output=True, text=True)
+            say(f"Writing the {what} (340 MB) ...")
+            done = subprocess.run([host.python, *command, file], capture_output=True, text=True)
             if done.returncode:
-                raise Failure(f"The random checkpoint could not be written:\n{tail(done.stderr)}")
+                raise Failure(f"The {what} could not be written:\n{tail(done.stderr)}")
             stamp(file.parent, pin, name)
     return file
 

@@ -31,7 +31,7 @@ print(json.dumps([seconds, sorted(site)]))
 """
 
 
-def bench_import(benchmark, device):
+def bench_import(benchmark, pytestconfig):
     """What a starting host does with the pack, in a process that has its own modules already."""
     from measure import row
 
@@ -39,7 +39,7 @@ def bench_import(benchmark, device):
         done = subprocess.run([sys.executable, "-c", IMPORT, COMFYUI, ROOT], capture_output=True, text=True, check=True)
         return json.loads(done.stdout.splitlines()[-1])
 
-    times, packages = zip(*(once() for _ in range(5)))
+    times, packages = zip(*(once() for _ in range(2 if pytestconfig.getoption("quick") else 3)))
     benchmark.pedantic(lambda: None)
     added = [[float(len(p))] for p in packages]
     benchmark.extra_info["rows"] = [
@@ -63,7 +63,7 @@ def bench_start(compare, pytestconfig, tmp_path):
             command += [f"--{kind}-directory", tmp_path / kind]
         subprocess.run([*command, *arguments], check=True, capture_output=True, cwd=tmp_path)
 
-    compare("host start", lambda: start("--whitelist-custom-nodes", name), "without the pack", start, most_rounds=5)
+    compare("host start", lambda: start("--whitelist-custom-nodes", name), "without the pack", start, most_rounds=3)
 
 
 @pytest.mark.parametrize("name", ["One Prompt One Story", "Long Story in Runs", "Two Characters"])
@@ -88,16 +88,17 @@ def bench_validation(compare, checkpoint, name):
 
 
 @pytest.mark.parametrize("mode", ["one prompt", "separate prompts"])
-def bench_prompt(compare, checkpoint, mode):
+def bench_prompt(compare, checkpoint, pytestconfig, mode):
     from onestory.nodes.prompt import OneStoryPrompt
 
     from nodes import CLIPTextEncode
 
-    clip, story = checkpoint[1], stories.story(40)
+    frames = 8 if pytestconfig.getoption("quick") else 40
+    clip, story = checkpoint[1], stories.story(frames)
     compare(
-        f"Story Prompt, 40 frames, {mode}",
+        f"Story Prompt, {frames} frames, {mode}",
         lambda: OneStoryPrompt.execute(clip, story, mode, 0, "story"),
-        "40 CLIPTextEncode",
+        f"{frames} CLIPTextEncode",
         lambda: [CLIPTextEncode().encode(clip, f"{f.identity} {f.prompt}") for f in story.frames],
         most_rounds=7,
     )
@@ -110,7 +111,7 @@ def bench_board(compare, pytestconfig):
     from onestory.nodes.board import OneStoryBoard
     from PIL import Image
 
-    side = 128 if pytestconfig.getoption("quick") else 512
+    side = 256 if pytestconfig.getoption("quick") else 512
     ramp = torch.linspace(0, 1, side)
     images = (ramp[:, None, None] * ramp[None, :, None]).expand(40, side, side, 3).contiguous()
     story = stories.story(40)

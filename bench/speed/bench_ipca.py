@@ -18,7 +18,7 @@ def bias_of(record, device, dtype):
 
 @pytest.mark.parametrize("layer", layers.SDXL, ids=["640", "1280"])
 @pytest.mark.parametrize("against", ["unpatched", "released"])
-def bench_call(compare, device, dtype, frames, side, layer, against):
+def bench_call(compare, fits, device, dtype, frames, side, layer, against):
     from comfy.ldm.modules.attention import optimized_attention
     from onestory.attention.ipca import biased_attention
 
@@ -33,6 +33,8 @@ def bench_call(compare, device, dtype, frames, side, layer, against):
     if against == "unpatched":
         compare(piece, ours, "unpatched call", plain, memory=True)
         return
+    scores = frames * heads * tokens * 154 * q.element_size()
+    fits(6 * scores, f"{piece}, released formulation")
     identity = released.IdentityAttention(heads, identity_tokens=record.rows[0].spans[0].identity.stop)
     rows = [0, frames]
 

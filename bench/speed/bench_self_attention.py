@@ -8,6 +8,22 @@ from layers import random
 
 ANCHORS = 4
 RATE = 0.5
+MOST_ON_CPU = 7e11
+"""Multiplications and additions of a call that a CPU does without --full."""
+
+
+@pytest.fixture
+def tokens(pytestconfig, device, fits, frames, side, layer):
+    """The layer's tokens, where its keys fit into memory and its attention into a run's time."""
+    tokens = layer.tokens(side)
+    keys = round(tokens * (1 + RATE * min(frames, ANCHORS)))
+    name = f"{frames} frames, {tokens} x {layer.channels}"
+    if device.type == "cpu" and not pytestconfig.getoption("full"):
+        work = 2 * 2 * 2 * frames * tokens * keys * layer.channels
+        if work > MOST_ON_CPU:
+            pytest.skip(f"self-attention call, {name}, takes minutes on a CPU: with --full")
+    fits(2 * frames * 4 * layer.channels * (2 * keys + 6 * tokens), f"self-attention call, {name},")
+    return tokens
 
 
 def prepare(frames, tokens, device):
@@ -22,12 +38,12 @@ def prepare(frames, tokens, device):
 
 
 @pytest.mark.parametrize("layer", layers.SDXL, ids=["640", "1280"])
-def bench_floor(compare, device, dtype, frames, side, layer):
+def bench_floor(compare, device, dtype, frames, layer, tokens):
     """The floor: fused attention on keys and values that are gathered already, in one call for each key length."""
     from comfy.ldm.modules.attention import optimized_attention
     from onestory.attention.self_attention import consistent_attention
 
-    tokens, channels, heads = layer.tokens(side), layer.channels, layer.heads
+    channels, heads = layer.channels, layer.heads
     q, k, v = (random(2 * frames, tokens, channels, device=device, dtype=dtype, seed=s) for s in (0, 1, 2))
     gathers, _ = prepare(frames, tokens, device)
     calls = {}
@@ -44,14 +60,15 @@ def bench_floor(compare, device, dtype, frames, side, layer):
 
 
 @pytest.mark.parametrize("layer", layers.SDXL, ids=["640", "1280"])
-def bench_full_mask(compare, device, dtype, frames, side, layer):
+def bench_full_mask(compare, fits, device, dtype, frames, layer, tokens):
     """Up to 4 frames, where both look at the same tokens."""
     from comfy.ldm.modules.attention import optimized_attention
     from onestory.attention.self_attention import consistent_attention
 
     if frames > ANCHORS:
         pytest.skip("the mask would let everyone see everyone")
-    tokens, channels, heads = layer.tokens(side), layer.channels, layer.heads
+    fits(6 * (frames * tokens) ** 2, f"self-attention call, {frames} frames, {tokens} tokens, full mask,")
+    channels, heads = layer.channels, layer.heads
     q, k, v = (random(2 * frames, tokens, channels, device=device, dtype=dtype, seed=s) for s in (0, 1, 2))
     gathers, samples = prepare(frames, tokens, device)
 
@@ -70,14 +87,14 @@ def bench_full_mask(compare, device, dtype, frames, side, layer):
 
 
 @pytest.mark.parametrize("layer", layers.SDXL, ids=["640", "1280"])
-def bench_reprojecting(compare, device, dtype, frames, side, layer):
+def bench_reprojecting(compare, device, dtype, frames, layer, tokens):
     """With the projections, since this formulation repeats them."""
     from comfy.ldm.modules.attention import optimized_attention
     from onestory.attention.self_attention import consistent_attention
 
     if frames > ANCHORS:
         pytest.skip("written for anchors only")
-    tokens, channels, heads = layer.tokens(side), layer.channels, layer.heads
+    channels, heads = layer.channels, layer.heads
     hidden = random(2 * frames, tokens, channels, device=device, dtype=dtype)
     weights = [random(channels, channels, device=device, dtype=dtype, seed=s) * channels**-0.5 for s in (1, 2, 3)]
     projections = [lambda x, w=w: torch.nn.functional.linear(x, w) for w in weights]

@@ -36,29 +36,45 @@ def step_side(pytestconfig, device):
     """Pictures for whole steps: smaller on a CPU."""
     if device.type == "cuda" or pytestconfig.getoption("full"):
         return 512
-    return 64 if pytestconfig.getoption("quick") else 256
+    return 64 if pytestconfig.getoption("quick") else 128
+
+
+@pytest.fixture
+def short(pytestconfig):
+    """Leaves long stories out of a quick run."""
+
+    def check(frames, most):
+        if pytestconfig.getoption("quick") and frames > most:
+            pytest.skip("long stories: without --quick")
+
+    return check
 
 
 @pytest.mark.parametrize("method", ["IPCA", "self-attention", "IPCA and self-attention"])
 @pytest.mark.parametrize("frames", [2, 4, 10])
-def bench_step(compare, checkpoint, nodes, step_side, frames, method):
+def bench_step(compare, pytestconfig, checkpoint, nodes, step_side, short, frames, method):
     """The same frames with the method and without, and without text encoding."""
+    short(frames, 4)
     model, clip, _ = checkpoint
     positive, negative = nodes.encode(clip, frames), nodes.encode_text(clip, "")
     ours, latent = patched(model, method), latents(frames, step_side)
+    # One percent is little beside what two runs of the same differ by.
+    more = {"fewest_rounds": 9} if method == "IPCA" and not pytestconfig.getoption("quick") else {}
     compare(
-        f"{STEPS} steps, {frames} frames of {step_side}, {method}",
-        lambda: sample(ours, positive, negative, latent, STEPS),
+        f"one step, {frames} frames of {step_side}, {method}",
+        lambda: sample(ours, positive, negative, latent, 1),
         "unpatched",
-        lambda: sample(model, positive, negative, latent, STEPS),
+        lambda: sample(model, positive, negative, latent, 1),
         goal=1.01 if method == "IPCA" else None,
         memory=True,
+        **more,
     )
 
 
 @pytest.mark.parametrize("frames", [2, 5, 10, 20])
-def bench_one_batch(compare, checkpoint, nodes, step_side, frames):
+def bench_one_batch(compare, checkpoint, nodes, step_side, short, frames):
     """A story with SVR and IPCA, from its text to its latents, against so many pictures one by one."""
+    short(frames, 5)
     model, clip, _ = checkpoint
     ours, side, text = patched(model, "IPCA"), step_side // 2, stories.story(frames)
     negative = nodes.encode_text(clip, "")
@@ -66,20 +82,26 @@ def bench_one_batch(compare, checkpoint, nodes, step_side, frames):
     def story():
         return sample(ours, nodes.encode(clip, frames), negative, latents(frames, side), STEPS)
 
-    def pictures():
-        for frame in text.frames:
-            positive = nodes.encode_text(clip, f"{frame.identity} {frame.prompt}")
-            sample(model, positive, negative, latents(1, side), STEPS)
+    def picture(frame):
+        positive = nodes.encode_text(clip, f"{frame.identity} {frame.prompt}")
+        sample(model, positive, negative, latents(1, side), STEPS)
 
-    piece = f"story of {frames} frames of {side}, {STEPS} steps, one batch"
-    compare(piece, story, "single pictures", pictures, goal=1.02)
+    compare(
+        f"story of {frames} frames of {side}, {STEPS} steps, one batch",
+        story,
+        "single pictures",
+        lambda: [picture(frame) for frame in text.frames],
+        goal=1.02,
+        memory=lambda: picture(text.frames[0]),
+        memory_name="one picture",
+    )
 
 
-def in_runs(nodes, model, positive, negative, frames, side, anchors):
+def in_runs(nodes, model, positive, negative, frames, side, anchors, steps=STEPS):
     latent = {"samples": latents(frames, side), "batch_index": [0] * frames}
     runs = nodes.split(positive, latent, 4, anchors).result
     drawn = [
-        {**part, "samples": sample(model, conditioning, negative, part["samples"], STEPS)}
+        {**part, "samples": sample(model, conditioning, negative, part["samples"], steps)}
         for conditioning, part in zip(*runs[:2])
     ]
     return nodes.join(drawn).result[0]
@@ -87,39 +109,62 @@ def in_runs(nodes, model, positive, negative, frames, side, anchors):
 
 @pytest.mark.parametrize("method, anchors", [("IPCA", 0), ("IPCA and self-attention", 4)])
 @pytest.mark.parametrize("frames", [12, 24])
-def bench_runs(compare, checkpoint, nodes, step_side, frames, method, anchors):
-    """In runs of 4: time against one batch, and memory against a story of 8 frames in runs."""
+def bench_runs(compare, compare_memory, checkpoint, nodes, step_side, short, frames, method, anchors):
+    """In runs of 4: time against one batch, and memory, of larger pictures, against a story of 8 frames in runs."""
+    short(frames, 12)
     model, clip, _ = checkpoint
     ours, side = patched(model, method), step_side // 2
-    positive, short, negative = nodes.encode(clip, frames), nodes.encode(clip, 8), nodes.encode_text(clip, "")
+    positive, eight, negative = nodes.encode(clip, frames), nodes.encode(clip, 8), nodes.encode_text(clip, "")
     compare(
         f"story of {frames} frames of {side} in runs of 4, {method}",
         lambda: in_runs(nodes, ours, positive, negative, frames, side, anchors),
         "one batch",
         lambda: sample(ours, positive, negative, latents(frames, side), STEPS),
         most_rounds=5,
-        memory=lambda: in_runs(nodes, ours, short, negative, 8, side, anchors),
-        memory_name="8 frames in runs of 4",
-        memory_goal=1.05,
+    )
+    compare_memory(
+        f"story of {frames} frames of {step_side} in runs of 4, {method}, memory",
+        lambda: in_runs(nodes, ours, positive, negative, frames, step_side, anchors, 1),
+        "8 frames in runs of 4",
+        lambda: in_runs(nodes, ours, eight, negative, 8, step_side, anchors, 1),
+        goal=1.05,
     )
 
 
-def bench_svr_share(compare, checkpoint, nodes, step_side):
-    """SVR beside what it precedes: encoding the text and one step, for 10 frames."""
-    from onestory.svr.record import KEY
+def bench_svr_share(compare, checkpoint, text_encoders, nodes, step_side):
+    """SVR beside SDXL's text encoding and a step of 10 frames. It is the small U-Net's, which SDXL's would only
+    lengthen; --full has that."""
     from onestory.svr.reweight import singular_value_reweight
 
     model, clip, _ = checkpoint
-    embeds, options = nodes.encode(clip, 10)[0]
-    negative = nodes.encode_text(clip, "")
+    record = stories.record(10, "SDXL")
+    embeds = stories.embeddings(record)
+    positive, negative = nodes.encode(clip, 10), nodes.encode_text(clip, "")
 
     def encode_and_step():
-        positive = nodes.encode_text(clip, stories.IDENTITY)
-        sample(model, [[embeds, positive[0][1]]], negative, latents(10, step_side), 1)
+        nodes.encode_text(text_encoders, stories.prompt(10))
+        sample(model, positive, negative, latents(10, step_side), 1)
 
     compare(
-        f"SVR, 10 frames, SD1.5, beside one text encoding and one step of the small U-Net at {step_side}",
-        lambda: singular_value_reweight(embeds, options[KEY]),
+        f"SVR, 10 frames, SDXL, beside its text encoding and one step of {step_side} of the small U-Net",
+        lambda: singular_value_reweight(embeds, record),
         "encoding and step",
         encode_and_step,
+        goal=0.03,
+        most_rounds=5,
+    )
+
+
+def bench_svr_encoding(compare, text_encoders, nodes):
+    """SVR beside SDXL's text encoding alone."""
+    from onestory.svr.reweight import singular_value_reweight
+
+    record = stories.record(10, "SDXL")
+    embeds = stories.embeddings(record)
+    compare(
+        "SVR, 10 frames, SDXL, beside its text encoding alone",
+        lambda: singular_value_reweight(embeds, record),
+        "encoding",
+        lambda: nodes.encode_text(text_encoders, stories.prompt(10)),
+        most_rounds=5,
     )

@@ -22,5 +22,5 @@ def bench_svr(compare, pytestconfig, frames, family):
         "papers' formulation",
         lambda: released.singular_value_reweight(embeds, record),
         goal=1 / 30 if (frames, family) == (10, "SDXL") else None,
-        most_rounds=1 if frames > 10 else 3 if frames > 5 else 7,
+        most_rounds=7,
     )

@@ -18,7 +18,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--device", default="cpu", choices=("cpu", "cuda"))
     group.addoption("--sizes", help="FRAMESxSIDE of the attention calls, separated by commas")
     group.addoption("--quick", action="store_true", help="few rounds and small shapes")
-    group.addoption("--full", action="store_true", help="full layer shapes, and the whole SD1.5 and SDXL U-Nets")
+    group.addoption("--full", action="store_true", help="the longest calls, and the whole SD1.5 and SDXL U-Nets")
     group.addoption("--clock", default="wall", choices=("wall", "cpu"), help="cpu: this process's, for a busy machine")
     group.addoption("--threads", type=int, help="torch's threads (default: its own choice)")
     group.addoption("--attention", default="pytorch", choices=("pytorch", "split", "quad"))
@@ -77,6 +77,14 @@ def dtype(device):
     return torch.float16 if device.type == "cuda" else torch.float32
 
 
+@pytest.fixture(scope="module")
+def text_encoders():
+    """SDXL's text encoders, as ComfyUI's CLIP."""
+    import full_size
+
+    return full_size.text_encoders()
+
+
 @pytest.fixture(scope="session")
 def checkpoint():
     """The random SD1.5-layout checkpoint, loaded: (model, clip, vae)."""
@@ -102,15 +110,52 @@ def compare(benchmark, pytestconfig: pytest.Config, device):
 
     option = pytestconfig.getoption
     measure.clock = {"wall": time.perf_counter, "cpu": cpu_seconds}[option("clock")]
-    return partial(measure.compare, benchmark, device, seconds=1.0 if option("quick") else 8.0)
+    patience = {"seconds": 1.0, "fewest_rounds": 1} if option("quick") else {}
+    return partial(measure.compare, benchmark, device, **patience)
+
+
+@pytest.fixture
+def compare_memory(benchmark, device):
+    """`measure.compare_memory` for this run's device, behind `compare`."""
+    from functools import partial
+
+    import measure
+
+    return partial(measure.compare_memory, benchmark, device)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def inference():
+    """As ComfyUI runs every node."""
+    import torch
+
+    with torch.inference_mode():
+        yield
+
+
+@pytest.fixture
+def fits(device):
+    """Leave a size out, with a line that says so, if it takes more bytes than are free."""
+
+    def check(size: float, what: str) -> None:
+        import psutil
+        import torch
+
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+            free = torch.cuda.mem_get_info()[0]
+        else:
+            free = psutil.virtual_memory().available
+        if size > free:
+            pytest.skip(f"{what} needs {size / 2**30:.0f} GiB of memory, and {free / 2**30:.0f} are free")
+
+    return check
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """`frames` and `side` of the attention calls."""
     option = metafunc.config.getoption
-    sizes = "2x512,4x512,10x512"
-    if option("full") or option("device") == "cuda":
-        sizes = "2x512,4x512,10x512,4x1024,20x1024"
+    sizes = "2x512,4x512,10x512,4x1024,20x1024"
     if option("quick"):
         sizes = "2x256,4x256"
     if "side" in metafunc.fixturenames:

@@ -29,19 +29,20 @@ def compare(
     memory_goal: float | None = None,
     plain: Callable[[], Any] | None = None,
     most_rounds: int = 60,
-    seconds: float = 8.0,
+    fewest_rounds: int = 3,
+    seconds: float = 4.0,
 ) -> None:
     """Time `ours` and `against` in turn, each first in every other round, and leave rows for the report.
 
     The ratio is the median over the rounds of ours / against, `goal` the most it may be. With `memory`, the peak of
     the memory that a call takes beside what was there is compared too, with that of `against` or of another function;
-    with `plain`, only what both take more than this.
+    with `plain`, only what both take more than this. Rounds end after some `seconds`, but not before the fewest.
     """
     once = timed(ours, 1, device) + (timed(against, 1, device) if against else 0)
     if once < seconds:
         once = timed(ours, 1, device) + (timed(against, 1, device) if against else 0)
     loops = max(1, math.ceil(SHORTEST / once))
-    rounds = min(most_rounds, max(5, int(seconds / (once * loops))))
+    rounds = min(most_rounds, max(fewest_rounds, int(seconds / (once * loops))))
     mine: list[float] = []
     theirs: list[float] = []
     pair = [(mine, ours)] + ([(theirs, against)] if against else [])
@@ -52,13 +53,27 @@ def compare(
 
     benchmark.pedantic(both, rounds=rounds)
     rows = [row(piece, name, "s", mine, theirs, goal)]
+    benchmark.extra_info["rows"] = rows
     if memory:
         other = memory if callable(memory) else against
-        least = peak(plain, device) if plain else 0
-        peaks = [[float(max(0, peak(f, device) - least))] for f in (ours, other) if f]
         label = "extra memory" if plain else "memory"
-        rows.append(row(f"{piece}, {label}", memory_name or name, "B", *peaks, memory_goal))
-    benchmark.extra_info["rows"] = rows
+        compare_memory(benchmark, device, f"{piece}, {label}", ours, memory_name or name, other, memory_goal, plain)
+
+
+def compare_memory(
+    benchmark: Any,
+    device: torch.device,
+    piece: str,
+    ours: Callable[[], Any],
+    name: str,
+    against: Callable[[], Any] | None,
+    goal: float | None = None,
+    plain: Callable[[], Any] | None = None,
+) -> None:
+    """Leave one more row: the peak of the memory that a call takes beside what was there, or beside `plain`'s peak."""
+    least = peak(plain, device) if plain else 0
+    peaks = [[float(max(0, peak(f, device) - least))] for f in (ours, against) if f]
+    benchmark.extra_info["rows"].append(row(piece, name, "B", *peaks, goal))
 
 
 def row(piece: str, name: str, unit: str, ours: list[float], theirs: list[float], goal: float | None) -> dict[str, Any]:

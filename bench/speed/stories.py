@@ -16,6 +16,11 @@ def story(frames: int) -> Story:
     return parse_script(IDENTITY, "\n".join(lines))
 
 
+def prompt(frames: int) -> str:
+    """The story's one prompt."""
+    return " ".join([IDENTITY, *(frame.prompt for frame in story(frames).frames)])
+
+
 def record(frames: int, family: str) -> Record:
     """Where things stand in the embedding of a story for "SD1.5" or "SDXL"."""
     from functools import partial

@@ -90,7 +90,8 @@ class Client:
     def run(self, workflow: Workflow, progress: Progress | None = None) -> dict[str, dict]:
         """Run an API workflow to its end and return each output node's result, by node id.
 
-        `progress` gets the server's messages (type, data) as they come. A dropped websocket loses only those.
+        `progress` gets the server's messages (type, data) as they come, and at least once in a second; ("", {}) is
+        none. A dropped websocket loses only those.
         Leaving early, by Ctrl-C too, takes the workflow off the server. Raises `WorkflowError`.
         """
         messages = self.open_websocket()
@@ -139,6 +140,7 @@ class Client:
         asked = time.monotonic()
         while True:
             finished = False
+            progress("", {})
             if messages:
                 try:
                     kind, data = parse_message(messages.receive(TICK))
@@ -156,8 +158,7 @@ class Client:
                 if entry:
                     return entry
                 asked = time.monotonic()
-                queue = self.get("/queue")
-                if not any(prompt_id == item[1] for items in queue.values() for item in items):
+                if not self.has_queued(prompt_id):
                     entry = self.get(f"/history/{prompt_id}").get(prompt_id)
                     if entry:
                         return entry
@@ -167,9 +168,17 @@ class Client:
         """Take a workflow off the server, queued or running. A server that is gone needs nothing taken off."""
         try:
             self.post("/queue", {"delete": [prompt_id]})
-            self.post("/interrupt", {"prompt_id": prompt_id})
+            deadline = time.monotonic() + PATIENCE
+            # A workflow that is just starting forgets an interruption: ask until it is gone.
+            while self.has_queued(prompt_id) and time.monotonic() < deadline:
+                self.post("/interrupt", {"prompt_id": prompt_id})
+                time.sleep(0.2)
         except (Failure, urllib.error.HTTPError):
             pass
+
+    def has_queued(self, prompt_id: str) -> bool:
+        """Whether a workflow waits or runs on the server."""
+        return any(prompt_id == item[1] for items in self.get("/queue").values() for item in items)
 
 
 def is_loopback(host: str) -> bool:

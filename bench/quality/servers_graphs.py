@@ -1,0 +1,91 @@
+"""The ways to make a story that `bench quality --server` compares, as workflows. Standard library only."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ...story.files import StoryText
+from ...tools.demo import fill_in
+
+TEMPLATE = Path(__file__).resolve().parents[2] / "workflows" / "api" / "One Prompt One Story.json"
+BOARD_WIDTH = 1600
+
+NAIVE = {"express": 2.0, "suppress": 0.5}
+SELF_ATTENTION = {
+    "variant": "anchors",
+    "anchors": 4,
+    "tile": 4,
+    "sampling_rate": 0.5,
+    "blocks": "up",
+    "start_percent": 0.0,
+    "end_percent": 1.0,
+    "probability": "released",
+    "seed": 0,
+}
+
+
+class Row(NamedTuple):
+    """One way: how the prompt is made, what reweights it ("", "naive" or "svr"), and the model's patches."""
+
+    title: str
+    mode: str = "one prompt"
+    reweight: str = ""
+    ipca: bool = False
+    self_attention: bool = False
+
+
+ROWS = {
+    "separate": Row("separate prompts", "separate prompts"),
+    "consolidated": Row("consolidated prompt only"),
+    "naive": Row("naive reweighting", reweight="naive"),
+    "svr": Row("SVR (released)", reweight="svr"),
+    "ipca": Row("SVR + IPCA", reweight="svr", ipca=True),
+    "all": Row("SVR + IPCA + self-attention", reweight="svr", ipca=True, self_attention=True),
+}
+
+
+def story_graph(story: StoryText, row: Row, seed: int, settings: dict[str, Any]) -> dict[str, dict]:
+    """The shipped workflow, changed to make `story` in the way of `row`.
+
+    `settings` are `checkpoint`, `size` as "WxH", `steps`, `eot` and `clip-vision`, a vision model's name or None. Its
+    output nodes are "frames" and "board picture", previews of the frames and of the board as a strip, and "metrics"
+    where there is a vision model.
+    """
+    width, height = map(int, settings["size"].split("x"))
+    filled = fill_in(
+        json.loads(TEMPLATE.read_text(encoding="utf-8")),
+        story,
+        {"checkpoint": settings["checkpoint"], "seed": seed, "steps": settings["steps"], "size": (width, height)},
+    )
+    ids = {node["class_type"]: key for key, node in filled.items() if node["class_type"] != "SaveImage"}
+    graph = {key: node for key, node in filled.items() if node["class_type"] != "SaveImage"}
+
+    def inputs(kind: str) -> dict[str, Any]:
+        return graph[ids[kind]]["inputs"]
+
+    prompt, svr, ipca = (ids[kind] for kind in ("OneStoryPrompt", "OneStorySVR", "OneStoryIPCA"))
+    inputs("OneStoryPrompt")["mode"] = row.mode
+    inputs("OneStorySVR")["eot"] = settings["eot"]
+    if row.reweight == "naive":
+        graph["naive"] = node("OneStoryNaiveReweight", conditioning=[prompt, 0], **NAIVE)
+    inputs("KSampler")["positive"] = [{"": prompt, "naive": "naive", "svr": svr}[row.reweight], 0]
+    model = ipca if row.ipca else ids["CheckpointLoaderSimple"]
+    if row.self_attention:
+        graph["self-attention"] = node("OneStorySelfAttention", model=[model, 0], **SELF_ATTENTION)
+        model = "self-attention"
+    inputs("KSampler")["model"] = [model, 0]
+    inputs("OneStoryBoard").update(layout="strip", page_width=BOARD_WIDTH)
+    frames = [ids["VAEDecode"], 0]
+    graph["frames"] = node("PreviewImage", images=frames)
+    graph["board picture"] = node("PreviewImage", images=[ids["OneStoryBoard"], 0])
+    if settings["clip-vision"]:
+        graph["vision"] = node("CLIPVisionLoader", clip_name=settings["clip-vision"])
+        graph["metrics"] = node("OneStoryMetrics", images=frames, clip_vision=["vision", 0])
+    for key, unused in ((svr, row.reweight != "svr"), (ipca, not row.ipca)):
+        if unused:
+            del graph[key]
+    return graph
+
+
+def node(class_type: str, **inputs: Any) -> dict[str, Any]:
+    return {"class_type": class_type, "inputs": inputs}

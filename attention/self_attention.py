@@ -16,7 +16,7 @@ from torch import Tensor
 from .blocks import Blocks
 
 GATHERED = 2**27
-GATHERED_ON_CPU = 2**20
+GATHERED_ON_CPU = 2**23
 """How many bytes of keys and values are gathered at a time, if that is a row: only a GPU needs many to be busy."""
 
 Characters = tuple[tuple[str, ...], ...]

@@ -143,6 +143,10 @@ class LiveBytes(TorchDispatchMode):
         self.seen: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        with self:  # in inference mode, operators made of others come here whole
+            out = func.decompose(*args, **(kwargs or {}))
+        if out is not NotImplemented:
+            return out
         known = {id(s) for s in storages((args, kwargs))}
         out = func(*args, **(kwargs or {}))
         for storage in storages(out):

@@ -3,6 +3,7 @@
 Tests import the pack as `onestory`, without running its door, and ComfyUI's modules (`comfy`, `nodes`) by their names.
 """
 
+import json
 import os
 import sys
 import types
@@ -69,8 +70,18 @@ def negative(sd: StableDiffusion) -> list:
 
 @pytest.fixture(scope="session")
 def server(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory):
-    """A client of a real ComfyUI server with the pack in it; the server runs for the rest of the session."""
+    """A client of a real ComfyUI server with the pack in it; the server runs for the rest of the session.
+
+    It has the random checkpoint, and the random vision model “clip.pt”.
+    """
+    import vision
+
     this = host.Host(COMFYUI, Path(sys.executable))
     host.link_pack(this)
-    with host.running(this, tmp_path_factory.mktemp("server"), models=checkpoint.parent, cpu=True) as url:
+    folder = tmp_path_factory.mktemp("server")
+    vision.write_clip(folder / "clip.pt")
+    paths = folder / "vision.yaml"
+    paths.write_text(json.dumps({"vision": {"clip_vision": str(folder)}}))
+    more = ("--extra-model-paths-config", str(paths))
+    with host.running(this, folder, models=checkpoint.parent, cpu=True, more=more) as url:
         yield client.Client(url)

@@ -217,7 +217,7 @@ class Maker:
                 missing.setdefault(job.story, []).append(job)
         self.todo = deque(missing.values())
         self.total, self.made, self.tried = len(jobs), sum(job.made for job in jobs), 0
-        self.busy = 0
+        self.busy = self.serving = 0
         self.errors: dict[Job, str] = {}
         self.lost: list[Failure] = []
         self.broken: list[BaseException] = []
@@ -229,17 +229,14 @@ class Maker:
         if self.made:
             host.say(f"{self.made} of {self.total} boards are there already.")
         self.started = time.monotonic()
-        threads = [threading.Thread(target=self.serve, args=(server,)) for server in self.servers]
         try:
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                while thread.is_alive():  # a join without a limit would not let Ctrl-C through everywhere
-                    thread.join(0.5)
+            for server in self.servers:
+                self.serving += 1
+                threading.Thread(target=self.serve, args=(server,)).start()
+            self.wait()
         except BaseException:
             self.stop.set()
-            for thread in threads:
-                thread.join()
+            self.wait()
             raise
         host.show("")
         if self.broken:
@@ -248,33 +245,45 @@ class Maker:
             raise self.lost[-1]
         return self.errors
 
+    def wait(self) -> None:
+        """Return when every server is through. A thread's own join would lose count of it at Ctrl-C (bpo-45274)."""
+        with self.changed:
+            while self.serving:
+                self.changed.wait(0.5)
+
     def serve(self, server: Client) -> None:
         """Make story after story on one server, until there is none left or the server is lost."""
-        for jobs in self.stories_to_make():
-            left = deque(jobs)
-            try:
-                while left:
-                    self.make(server, left[0])
-                    left.popleft()
-                self.say(jobs[0], server)
-            except Stopped:
-                return
-            except Failure as failure:
-                host.say(f"{failure} It gets no more stories.")
-                self.lost.append(failure)
-                with self.changed:
-                    self.todo.appendleft(list(left))
-                return
-            except OSError as error:
-                self.broken.append(Failure(f"{jobs[0].folder} cannot be written: {error.strerror}."))
-                self.stop.set()
-            except BaseException as error:
-                self.broken.append(error)
-                self.stop.set()
-            finally:
-                with self.changed:
-                    self.busy -= 1
-                    self.changed.notify_all()
+        try:
+            for jobs in self.stories_to_make():
+                left = deque(jobs)
+                try:
+                    while left:
+                        self.make(server, left[0])
+                        left.popleft()
+                    self.say(jobs[0], server)
+                finally:
+                    with self.changed:
+                        self.busy -= 1
+                        if left:
+                            self.todo.appendleft(list(left))
+                        self.changed.notify_all()
+        except Stopped:
+            pass
+        except Failure as failure:
+            self.lost.append(failure)
+            host.say(f"{failure} It gets no more stories.")
+        except OSError as error:
+            self.fail(Failure(f"The results cannot be kept: {error}."))
+        except BaseException as error:
+            self.fail(error)
+        finally:
+            with self.changed:
+                self.serving -= 1
+                self.changed.notify_all()
+
+    def fail(self, error: BaseException) -> None:
+        self.broken.append(error)
+        self.stop.set()
 
     def stories_to_make(self) -> Iterator[list[Job]]:
         """The next story's jobs, time after time; waits while another server may yet leave one."""

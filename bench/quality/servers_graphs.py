@@ -8,7 +8,8 @@ from ...story.files import StoryText
 from ...tools.demo import fill_in
 
 TEMPLATE = Path(__file__).resolve().parents[2] / "workflows" / "api" / "One Prompt One Story.json"
-BOARD_WIDTH = 1600
+BOARD_WIDTH, FRAME_WIDTH = 1600, 320
+"""Pixels of a board at most, and of a frame in it at most."""
 
 NAIVE = {"express": 2.0, "suppress": 0.5}
 SELF_ATTENTION = {
@@ -74,13 +75,14 @@ def story_graph(story: StoryText, row: Row, seed: int, settings: dict[str, Any])
         graph["self-attention"] = node("OneStorySelfAttention", model=[model, 0], **SELF_ATTENTION)
         model = "self-attention"
     inputs("KSampler")["model"] = [model, 0]
-    inputs("OneStoryBoard").update(layout="strip", page_width=BOARD_WIDTH)
-    frames = [ids["VAEDecode"], 0]
-    graph["frames"] = node("PreviewImage", images=frames)
+    frames = len(story.frames.splitlines())
+    inputs("OneStoryBoard").update(layout="strip", page_width=min(BOARD_WIDTH, FRAME_WIDTH * frames))
+    pictures = [ids["VAEDecode"], 0]
+    graph["frames"] = node("PreviewImage", images=pictures)
     graph["board picture"] = node("PreviewImage", images=[ids["OneStoryBoard"], 0])
     if settings["clip-vision"]:
         graph["vision"] = node("CLIPVisionLoader", clip_name=settings["clip-vision"])
-        graph["metrics"] = node("OneStoryMetrics", images=frames, clip_vision=["vision", 0])
+        graph["metrics"] = node("OneStoryMetrics", images=pictures, clip_vision=["vision", 0])
     for key, unused in ((svr, row.reweight != "svr"), (ipca, not row.ipca)):
         if unused:
             del graph[key]

@@ -1,0 +1,442 @@
+"""`run.py bench quality --server` as its user runs it, on a real server; and Story Metrics there, with CLIP by file."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from statistics import fmean
+
+import pytest
+import torch
+from conftest import COMFYUI
+from onestory.bench.quality import servers_graphs, servers_report
+from onestory.bench.quality.servers_graphs import ROWS
+from onestory.nodes.reweight import OneStoryNaiveReweight
+from onestory.nodes.self_attention import OneStorySelfAttention
+from onestory.story.files import read_stories
+from onestory.tools import host
+from onestory.tools.client import WorkflowError, images
+from test_demo import NAME, one_sentence, png_size, wait_for
+
+STORIES = """\
+stories:
+  - title: Owl & map
+    identity: a linocut of a grey owl
+    frames: [reading a map, "flying <far> over a lake"]
+  - title: Robot
+    identity: a small robot
+    frames: [watering a plant, painting]
+"""
+TWO = ("separate", "ipca")
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, str(host.ROOT / "run.py"), "bench", "quality", *map(str, arguments)]
+
+
+def run_quality(*arguments: object, **environment: str) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "COMFYUI_PATH": str(COMFYUI), **environment}
+    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=200, env=environment)
+
+
+@pytest.fixture
+def stories(tmp_path) -> Path:
+    file = tmp_path / "two.yaml"
+    file.write_text(STORIES)
+    return file
+
+
+@pytest.fixture
+def fast(server, stories, tmp_path) -> list:
+    """Arguments for a quick run on the session's server."""
+    given = ["--server", server.url, "--checkpoint", NAME, "--stories", stories, "--steps", 1, "--size", "64x64"]
+    return [*given, "--out", tmp_path / "out", "--rows"]
+
+
+def boards(out: Path) -> list[str]:
+    return sorted(str(path.parent.relative_to(out)) for path in out.glob("*/*/result.json"))
+
+
+@pytest.fixture(scope="module")
+def finished(server, tmp_path_factory):
+    """A run of two stories in two ways, and what it printed; its folder is to be read or copied."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "two.yaml").write_text(STORIES)
+    given = ["--server", server.url, "--checkpoint", NAME, "--stories", folder / "two.yaml", "--steps", 1]
+    done = run_quality(*given, "--size", "64x64", "--rows", *TWO, "--out", folder / "out")
+    assert done.returncode == 0, done.stderr
+    return folder / "out", done
+
+
+# --- a run ------------------------------------------------------------------------------------------------------------
+
+
+def test_every_story_is_made_in_every_way(finished):
+    out, _ = finished
+    assert boards(out) == [f"{i}/{row}-42" for i in ("000_Owl_map", "001_Robot") for row in sorted(TWO)]
+    for board in boards(out):
+        frames = sorted((out / board).glob("frame_*.png"))
+        assert [png_size(frame) for frame in frames] == [(64, 64)] * 2
+        assert (out / board / "board.webp").read_bytes()[8:12] == b"WEBP"
+    first = [(out / f"000_Owl_map/{row}-42/frame_02.png").read_bytes() for row in TWO]
+    assert first[0] != first[1]
+
+
+def test_the_page_has_every_board_and_needs_no_other_file(finished):
+    page = (finished[0] / "report.html").read_text()
+    assert page.count('src="data:image/webp;base64,') == 4 == page.count("<figure>")
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    for text in ("Owl &amp; map", "flying &lt;far&gt; over a lake", "separate prompts, seed 42", "SVR + IPCA, seed 42"):
+        assert text in page
+
+
+def test_table_and_json_say_the_same(finished):
+    out, done = finished
+    found = json.loads((out / "results.json").read_text())
+    assert found["settings"]["checkpoint"] == NAME and found["measures"] == ["seconds"]
+    assert [row["boards"] for row in found["table"]] == [2, 2]
+    assert "| separate prompts | 2 | " in done.stdout and "| SVR + IPCA | 2 | " in done.stdout
+    assert done.stdout.splitlines()[-2:] == [str(out / "report.html"), str(out / "results.json")]
+
+
+def test_what_is_not_measured_is_said_in_a_line_each(finished):
+    lines = finished[1].stderr.splitlines()
+    assert "CLIP-T is left out: --clip names no CLIP model." in lines
+    assert any(line.startswith("DreamSim is left out: ") for line in lines)
+    assert "The servers measured nothing: --clip-vision names no vision model of theirs." in lines
+    assert any(re.match(r"4/4 boards, \d+ s left: Robot is done at http://", line) for line in lines)
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(fast, tmp_path):
+    out = tmp_path / "out"
+    process = subprocess.Popen(command(*fast, *TWO), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: boards(out))
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 130
+    assert "Traceback" not in process.stderr.read()
+    made = {board: (out / board / "result.json").stat().st_mtime_ns for board in boards(out)}
+    assert 0 < len(made) < 4 and not (out / "report.html").exists()
+    done = run_quality(*fast, *TWO)
+    assert done.returncode == 0, done.stderr
+    assert f"{len(made)} of 4 boards are there already." in done.stderr
+    assert len(boards(out)) == 4
+    assert {board: (out / board / "result.json").stat().st_mtime_ns for board in made} == made
+
+
+def test_an_interruption_leaves_nothing_in_the_servers_queue(server, fast):
+    process = subprocess.Popen(
+        command(*fast, "all", "--steps", 1000), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    wait_for(lambda: server.get("/queue")["queue_running"])
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 130
+    wait_for(lambda: not any(server.get("/queue").values()))
+
+
+def test_rows_seeds_and_stories_can_be_added_later(fast, tmp_path):
+    assert run_quality(*fast, "separate", "--limit", 1).returncode == 0
+    done = run_quality(*fast, "separate", "naive", "--limit", 1, "--seeds", 42, 7)
+    assert done.returncode == 0 and "1 of 4 boards are there already." in done.stderr
+    assert "| naive reweighting | 2 | " in done.stdout
+
+
+def test_several_servers_share_the_stories_and_a_lost_one_leaves_its_story_to_the_others(fast, server):
+    """In this process, where one of two clients of the same server is told to fail."""
+    from onestory.tools import quality_servers
+
+    class Lost(quality_servers.Client):
+        def run(self, workflow, progress=None):
+            raise quality_servers.Failure("The connection is gone.")
+
+    stories = read_stories(fast[5])
+    settings = {"checkpoint": NAME, "size": "64x64", "steps": 1, "eot": "reweight", "clip-vision": None}
+    jobs = quality_servers.jobs_of(Path(fast[-2]), stories, ("separate",), (1,))
+    maker = quality_servers.Maker([Lost(server.url), server], stories, jobs, settings)
+    assert maker.run() == {} and [str(f) for f in maker.lost] == ["The connection is gone."]
+    assert all(job.made for job in jobs)
+    others = quality_servers.jobs_of(Path(fast[-2]), stories, ("separate",), (2,))
+    with pytest.raises(quality_servers.Failure, match="The connection is gone"):
+        quality_servers.Maker([Lost(server.url)], stories, others, settings).run()
+
+
+# --- what goes wrong --------------------------------------------------------------------------------------------------
+
+
+def test_another_setting_in_the_same_folder_is_refused(finished):
+    out, done = finished
+    given = done.args[4:]
+    before = (out / "settings.json").read_bytes()
+    for option, value, says in (
+        ("--steps", "2", "holds results of --steps 1, not 2"),
+        ("--size", "64x128", "holds results of --size 64x64, not 64x128"),
+        ("--eot", "scale", "holds results of --eot reweight, not scale"),
+    ):
+        assert says in one_sentence(run_quality(*given, option, value))
+    assert (out / "settings.json").read_bytes() == before
+
+
+def test_other_story_texts_in_the_same_folder_are_refused(finished, tmp_path):
+    out, done = finished
+    (tmp_path / "two.yaml").write_text(STORIES.replace("grey", "blue"))
+    failed = run_quality(*done.args[4:], "--stories", tmp_path / "two.yaml")
+    assert "holds results of other story texts: choose another --out" in one_sentence(failed)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--server", "http://127.0.0.1:1"], "No ComfyUI answers at http://127.0.0.1:1"),
+        (["--checkpoint", "no.safetensors"], "has no checkpoint no.safetensors: name one with --checkpoint"),
+        (["--stories", "/no/such.yaml"], "There is no story file “such.yaml”"),
+        (["--stories", __file__], "is no story file"),
+        (["--clip", "/no/such"], "There is no CLIP model in /no/such"),
+        (["--clip-vision", "no.pt"], "has no vision model no.pt: name one with --clip-vision"),
+        (["--out", "/dev/null/out"], "The results cannot be kept in /dev/null/out"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_sentence(fast, arguments, says, tmp_path):
+    assert says in one_sentence(run_quality(*fast, "separate", *arguments))
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_a_server_it_says_so():
+    assert "--server URL" in one_sentence(run_quality())
+
+
+@pytest.mark.parametrize("name", ["checkpoint", "stories"])
+def test_what_is_missing_is_named(fast, name):
+    place = fast.index(f"--{name}")
+    assert f"--{name} is missing" in one_sentence(run_quality(*fast[:place], *fast[place + 2 :], "separate"))
+
+
+def test_a_broken_story_file_is_one_sentence(fast, stories):
+    stories.write_text("identity: a fox\nframe: [a]\n")
+    assert "“two.yaml”, line 2 (frame): there is no key “frame” here" in one_sentence(run_quality(*fast, "separate"))
+
+
+def test_a_story_that_the_nodes_refuse_does_not_stop_the_others(fast, stories, tmp_path):
+    stories.write_text(STORIES.replace("watering a plant", "watering " * 90))
+    done = run_quality(*fast, "separate")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert boards(tmp_path / "out") == ["000_Owl_map/separate-42"]
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(
+        "1 of 2 boards could not be made, and are tried again in the next run: Robot: OneStoryPrompt"
+    )
+    assert "Not made" in (tmp_path / "out" / "report.html").read_text()
+
+
+# --- the ways ---------------------------------------------------------------------------------------------------------
+
+
+def wired(row: str, **settings) -> tuple[dict, list[str]]:
+    """A row's graph, and the kinds of node that stand before its sampler."""
+    given = {"checkpoint": NAME, "size": "64x96", "steps": 3, "eot": "scale", "clip-vision": None, **settings}
+    [story, _] = read_stories_text()
+    graph = servers_graphs.story_graph(story, ROWS[row], 7, given)
+    (sampler,) = (node for node in graph.values() if node["class_type"] == "KSampler")
+    found, todo = [], [sampler["inputs"]["positive"][0], sampler["inputs"]["model"][0]]
+    while todo:
+        node = graph[todo.pop(0)]
+        found.append(node["class_type"])
+        todo += [value[0] for name, value in node["inputs"].items() if name in ("conditioning", "model")]
+    return graph, found
+
+
+def read_stories_text():
+    from onestory.story.files import StoryText
+
+    return [StoryText("A", "a fox", "one\ntwo"), None]
+
+
+@pytest.mark.parametrize(
+    ("row", "kinds"),
+    [
+        ("separate", ["OneStoryPrompt", "CheckpointLoaderSimple"]),
+        ("consolidated", ["OneStoryPrompt", "CheckpointLoaderSimple"]),
+        ("naive", ["OneStoryNaiveReweight", "CheckpointLoaderSimple", "OneStoryPrompt"]),
+        ("svr", ["OneStorySVR", "CheckpointLoaderSimple", "OneStoryPrompt"]),
+        ("ipca", ["OneStorySVR", "OneStoryIPCA", "OneStoryPrompt", "CheckpointLoaderSimple"]),
+        (
+            "all",
+            ["OneStorySVR", "OneStorySelfAttention", "OneStoryPrompt", "OneStoryIPCA", "CheckpointLoaderSimple"],
+        ),
+    ],
+)
+def test_a_row_has_its_nodes_and_no_others(row, kinds):
+    graph, found = wired(row)
+    assert found == kinds
+    values = {node["class_type"]: node["inputs"] for node in graph.values()}
+    assert values["OneStoryPrompt"]["mode"] == ("separate prompts" if row == "separate" else "one prompt")
+    assert (values["KSampler"]["seed"], values["KSampler"]["steps"]) == (7, 3)
+    assert (values["OneStoryLatent"]["width"], values["OneStoryLatent"]["height"]) == (64, 96)
+    assert values.get("OneStorySVR", {}).get("eot", "scale") == "scale"
+    assert values["OneStoryScript"] == {"identity": "a fox", "frames": "one\ntwo"}
+    assert "OneStoryMetrics" not in values and "SaveImage" not in values
+
+
+@pytest.mark.parametrize(
+    ("node", "given"),
+    [(OneStoryNaiveReweight, servers_graphs.NAIVE), (OneStorySelfAttention, servers_graphs.SELF_ATTENTION)],
+)
+def test_rows_use_the_nodes_defaults(node, given):
+    defaults = {i.id: i.default for i in node.define_schema().inputs if hasattr(i, "default")}
+    assert given == {name: value for name, value in defaults.items() if value is not None}
+
+
+def test_every_row_runs_on_the_server(server):
+    for row in ("consolidated", "naive", "svr", "all"):
+        graph, _ = wired(row, size="64x64", steps=1)
+        outputs = server.run(graph)
+        assert len(images(outputs, ["frames"])) == 2 and len(images(outputs, ["board picture"])) == 1
+
+
+# --- what is measured -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory) -> Path:
+    """A tiny random CLIP as transformers saves it, with CLIP's own vocabulary."""
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
+
+    folder = tmp_path_factory.mktemp("clip")
+    torch.manual_seed(3)  # its pictures and texts look in one direction, so that CLIP-T is not 0
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = CLIPConfig(
+        text_config=dict(small, bos_token_id=49406, eos_token_id=49407),
+        vision_config=dict(small, image_size=32, patch_size=8),
+        projection_dim=16,
+        initializer_factor=8.0,
+    )
+    CLIPModel(config).save_pretrained(folder)
+    tokenizer = CLIPTokenizer.from_pretrained(COMFYUI / "comfy" / "sd1_tokenizer")
+    pictures = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    CLIPProcessor(pictures, tokenizer).save_pretrained(folder)
+    return folder
+
+
+@torch.inference_mode()
+def test_clip_t_and_clip_i_are_the_papers(finished, clip_folder, tmp_path):
+    """Against the model's own parts: one text and one picture at a time, and the formula in float64."""
+    from PIL import Image
+    from transformers import CLIPModel, CLIPProcessor
+
+    out = shutil.copytree(finished[0], tmp_path / "out")
+    done = run_quality(*finished[1].args[4:], "--out", out, "--clip", clip_folder)
+    assert done.returncode == 0, done.stderr
+    assert "| CLIP-T ↑ | CLIP-I ↑ |" in done.stdout and "CLIP-T is left out" not in done.stderr
+
+    model, processor = CLIPModel.from_pretrained(clip_folder), CLIPProcessor.from_pretrained(clip_folder)
+
+    def unit(vector):
+        return vector.flatten().double() / vector.flatten().double().norm()
+
+    prompts = ["a linocut of a grey owl reading a map", "a linocut of a grey owl flying <far> over a lake"]
+    texts, pictures = [], []
+    for number, prompt in enumerate(prompts, 1):
+        words = processor.tokenizer(f"A photo depicts {prompt}", return_tensors="pt")
+        texts.append(unit(model.text_projection(model.text_model(**words).pooler_output)))
+        frame = Image.open(out / f"000_Owl_map/ipca-42/frame_{number:02}.png")
+        pixels = processor.image_processor(frame, return_tensors="pt")
+        pictures.append(unit(model.visual_projection(model.vision_model(**pixels).pooler_output)))
+    found = json.loads((out / "000_Owl_map/ipca-42/result.json").read_text())["clip"]
+    wanted = [2.5 * max(0.0, float(t @ p)) for t, p in zip(texts, pictures)]
+    assert found["clip_t"] == pytest.approx(wanted, abs=1e-5) and max(wanted) > 0.01
+    assert found["clip_i"] == pytest.approx(float(pictures[0] @ pictures[1]), abs=1e-5)
+    told = json.loads((out / "results.json").read_text())
+    (row,) = (row for row in told["table"] if row["row"] == "ipca")
+    every = [json.loads((out / f"{s}/ipca-42/result.json").read_text())["clip"] for s in ("000_Owl_map", "001_Robot")]
+    assert row["values"]["clip_t"]["mean"] == pytest.approx(fmean(fmean(each["clip_t"]) for each in every))
+
+
+def test_a_folder_that_holds_no_usable_clip_is_one_reason(finished, tmp_path):
+    out = shutil.copytree(finished[0], tmp_path / "out")
+    (tmp_path / "config.json").write_text("{}")
+    done = run_quality(*finished[1].args[4:], "--out", out, "--clip", tmp_path)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith(f"The pictures could not be measured with {tmp_path}: ")
+
+
+PACKAGE = '''
+"""Stands for the dreamsim package, by what its README says of `dreamsim()`; the distance is that of mean colours."""
+import torch
+
+def dreamsim(pretrained=True, device="cuda", cache_dir="./models"):
+    from pathlib import Path
+    if not (Path(cache_dir) / "weights").exists():
+        torch.hub.download_url_to_file("https://example.com/weights", str(Path(cache_dir) / "weights"))
+    def preprocess(image):
+        return torch.tensor(list(image.resize((1, 1)).getdata())[0]).float()[None]
+    return (lambda a, b: (a - b).abs().mean(-1)), preprocess
+'''
+
+
+def test_dreamsim_is_measured_where_its_package_and_weights_are(finished, tmp_path):
+    from PIL import Image
+
+    out = shutil.copytree(finished[0], tmp_path / "out")
+    (tmp_path / "packages").mkdir()
+    (tmp_path / "packages" / "dreamsim.py").write_text(PACKAGE)
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    given = [*finished[1].args[4:], "--out", out, "--dreamsim", weights]
+    done = run_quality(*given, PYTHONPATH=str(tmp_path / "packages"))
+    assert done.returncode == 0, done.stderr
+    assert f"DreamSim is left out: its weights are not in {weights}" in done.stderr
+    (weights / "weights").touch()
+    done = run_quality(*given, PYTHONPATH=str(tmp_path / "packages"))
+    assert done.returncode == 0 and "| DreamSim ↓ |" in done.stdout
+    folder = out / "001_Robot/separate-42"
+    colours = [
+        torch.tensor(Image.open(folder / f"frame_{i:02}.png").convert("RGB").resize((1, 1)).getpixel((0, 0))).float()
+        for i in (1, 2)
+    ]
+    wanted = float((colours[0] - colours[1]).abs().mean())
+    assert json.loads((folder / "result.json").read_text())["dreamsim"]["dreamsim"] == pytest.approx(wanted)
+
+
+def test_a_tables_means_are_over_stories_and_the_best_row_is_bold():
+    def board(story, row, seed, value):
+        return {"story": story, "row": row, "seed": seed, "measures": {"dreamsim": value, "seconds": 1.0}}
+
+    found = {
+        "measures": ["dreamsim", "seconds"],
+        "settings": {"clip-vision": None},
+        "table": [
+            {"row": name, "title": name, **servers_report.row_of(boards_, ["dreamsim", "seconds"])}
+            for name, boards_ in (
+                ("a", [board(0, "a", 1, 0.2), board(0, "a", 2, 0.4), board(1, "a", 1, 0.7)]),
+                ("b", [board(0, "b", 1, 0.1)]),
+            )
+        ],
+    }
+    value = found["table"][0]["values"]["dreamsim"]
+    assert value == {"mean": pytest.approx(0.5), "error": pytest.approx(0.2), "stories": 2}
+    assert servers_report.best_of(found) == {"dreamsim": "b"}
+    assert servers_report.cells(found)[1:] == [["a", "3", "0.5000 ± 0.2000", "1.0 ± 0.0"], ["b", "1", "0.1000", "1.0"]]
+
+
+# --- Story Metrics on the server --------------------------------------------------------------------------------------
+
+
+def test_the_servers_vision_model_measures_the_frames(fast, tmp_path):
+    done = run_quality(*fast, "separate", "--limit", 1, "--clip-vision", "clip.pt")
+    assert done.returncode == 0, done.stderr
+    similarity = json.loads((tmp_path / "out/000_Owl_map/separate-42/result.json").read_text())["similarity"]
+    assert 0 < similarity < 1 and f"| {similarity:.4f} |" in done.stdout
+    assert "by Story Metrics on the servers with clip.pt" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_the_node_answers_through_the_server(server):
+    picture = {"class_type": "EmptyImage", "inputs": {"width": 32, "height": 32, "batch_size": 1, "color": 255}}
+    loader = {"class_type": "CLIPVisionLoader", "inputs": {"clip_name": "clip.pt"}}
+    metrics = {"class_type": "OneStoryMetrics", "inputs": {"images": ["picture", 0], "clip_vision": ["loader", 0]}}
+    with pytest.raises(WorkflowError) as error:
+        server.run({"picture": picture, "loader": loader, "metrics": metrics})
+    assert error.value.node_id == "metrics"
+    assert error.value.message == "Story Metrics has one frame only: wire two or more into `images`, as one batch."

@@ -27,7 +27,9 @@ def run(args: argparse.Namespace) -> int:
     this = (host.find() if os.environ.get("COMFYUI_PATH") else None) or host.set_up()
     host.install_dev_tools(this)
     host.random_checkpoint(this)
-    tests = [] if any(os.path.exists(word.partition("::")[0]) for word in args.others) else ["tests"]
+    # `-k svr` names no folder, although there is one.
+    named = [Path(word.partition("::")[0]).resolve() for word in args.others]
+    tests = [] if any(path.exists() and path.is_relative_to(host.ROOT / "tests") for path in named) else ["tests"]
     codes = [
         run_module(this, "ruff", "check"),
         run_module(this, "ruff", "format", "--check"),

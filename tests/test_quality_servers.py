@@ -17,8 +17,8 @@ from onestory.bench.quality import servers_graphs, servers_report
 from onestory.bench.quality.servers_graphs import ROWS
 from onestory.nodes.reweight import OneStoryNaiveReweight
 from onestory.nodes.self_attention import OneStorySelfAttention
-from onestory.story.files import read_stories
-from onestory.tools import host
+from onestory.story.files import StoryText, read_stories
+from onestory.tools import host, quality_servers
 from onestory.tools.client import WorkflowError, images
 from test_demo import NAME, one_sentence, png_size, wait_for
 
@@ -146,7 +146,6 @@ def test_rows_seeds_and_stories_can_be_added_later(fast, tmp_path):
 
 def test_several_servers_share_the_stories_and_a_lost_one_leaves_its_story_to_the_others(fast, server):
     """In this process, where one of two clients of the same server is told to fail."""
-    from onestory.tools import quality_servers
 
     class Lost(quality_servers.Client):
         def run(self, workflow, progress=None):
@@ -237,8 +236,7 @@ def test_a_story_that_the_nodes_refuse_does_not_stop_the_others(fast, stories, t
 def wired(row: str, **settings) -> tuple[dict, list[str]]:
     """A row's graph, and the kinds of node that stand before its sampler."""
     given = {"checkpoint": NAME, "size": "64x96", "steps": 3, "eot": "scale", "clip-vision": None, **settings}
-    [story, _] = read_stories_text()
-    graph = servers_graphs.story_graph(story, ROWS[row], 7, given)
+    graph = servers_graphs.story_graph(StoryText("A", "a fox", "one\ntwo"), ROWS[row], 7, given)
     (sampler,) = (node for node in graph.values() if node["class_type"] == "KSampler")
     found, todo = [], [sampler["inputs"]["positive"][0], sampler["inputs"]["model"][0]]
     while todo:
@@ -246,12 +244,6 @@ def wired(row: str, **settings) -> tuple[dict, list[str]]:
         found.append(node["class_type"])
         todo += [value[0] for name, value in node["inputs"].items() if name in ("conditioning", "model")]
     return graph, found
-
-
-def read_stories_text():
-    from onestory.story.files import StoryText
-
-    return [StoryText("A", "a fox", "one\ntwo"), None]
 
 
 @pytest.mark.parametrize(
@@ -354,12 +346,27 @@ def test_clip_t_and_clip_i_are_the_papers(finished, clip_folder, tmp_path):
     assert row["values"]["clip_t"]["mean"] == pytest.approx(fmean(fmean(each["clip_t"]) for each in every))
 
 
-def test_a_folder_that_holds_no_usable_clip_is_one_reason(finished, tmp_path):
-    out = shutil.copytree(finished[0], tmp_path / "out")
+def test_a_folder_without_weights_is_refused_before_anything_is_made(fast, tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    done = run_quality(*finished[1].args[4:], "--out", out, "--clip", tmp_path)
-    assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1].startswith(f"The pictures could not be measured with {tmp_path}: ")
+    assert "There is no CLIP model in" in one_sentence(run_quality(*fast, "separate", "--clip", tmp_path))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_fails_is_one_reason_and_what_was_measured_is_kept(finished, tmp_path, monkeypatch):
+    script = tmp_path / "measure.py"
+    script.write_text("""import json, sys
+json.load(sys.stdin)
+print(json.dumps({"clip_t": [0.5, 0.7], "clip_i": 0.9}), flush=True)
+sys.exit("Traceback\\nValueError: it is no CLIP.")
+""")
+    monkeypatch.setattr(quality_servers, "MEASURE", script)
+    out = shutil.copytree(finished[0], tmp_path / "out")
+    stories = read_stories(finished[0].parent / "two.yaml")
+    jobs = quality_servers.jobs_of(out, stories, ("ipca",), (42,))
+    with pytest.raises(quality_servers.Failure, match=f"not be measured with {tmp_path}: ValueError: it is no CLIP.$"):
+        quality_servers.add_measures(Path(sys.executable), "clip", tmp_path, None, stories, jobs)
+    kept = [quality_servers.json_of(job).get("clip") for job in jobs]
+    assert kept == [{"model": str(tmp_path), "clip_t": [0.5, 0.7], "clip_i": 0.9}, None]
 
 
 PACKAGE = '''

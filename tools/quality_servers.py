@@ -106,8 +106,8 @@ def run(args: argparse.Namespace) -> int:
     for name in ("server", "checkpoint", "stories"):
         if not vars(args)[name]:
             raise Failure(f"--{name} is missing: bench quality --help says what it needs.")
-    if args.clip and not (args.clip / "config.json").is_file():
-        raise Failure(f"There is no CLIP model in {args.clip}: name a folder with its config.json.")
+    if args.clip and not has_model(args.clip):
+        raise Failure(f"There is no CLIP model in {args.clip}: name a folder with its config.json and weights.")
     stories = read(args.stories)
     settings = settings_of(args, stories)
     servers = [Client(url) for url in dict.fromkeys(Client(url).url for url in args.server)]
@@ -372,6 +372,12 @@ def measure(args: argparse.Namespace, stories: Sequence[StoryText], jobs: Sequen
         host.say("DreamSim is left out: its package is not installed.")
     if not args.clip_vision:
         host.say("The servers measured nothing: --clip-vision names no vision model of theirs.")
+
+
+def has_model(folder: Path) -> bool:
+    """Whether a folder looks like one that transformers' save_pretrained wrote."""
+    weights = (path for kind in ("safetensors", "bin") for path in folder.glob(f"*.{kind}"))
+    return (folder / "config.json").is_file() and any(weights)
 
 
 def python_with(*modules: str) -> Path | None:

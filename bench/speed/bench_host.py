@@ -4,6 +4,7 @@ import asyncio
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import stories
@@ -53,17 +54,16 @@ def bench_start(compare, pytestconfig, tmp_path):
     from onestory.tools import host
 
     if pytestconfig.getoption("quick"):
-        pytest.skip("starts the host ten times")
-    name = host.link_pack(host.Host(COMFYUI, sys.executable))
+        pytest.skip("starts the host eight times")
+    this = host.Host(COMFYUI, Path(sys.executable))
+    pack = host.link_pack(this)
 
-    def start(*arguments):
-        command = [sys.executable, COMFYUI / "main.py", "--quick-test-for-ci", "--disable-all-custom-nodes", "--cpu"]
-        command += ["--disable-api-nodes", "--database-url", f"sqlite:///{tmp_path}/comfyui.db"]
-        for kind in ("output", "temp", "input", "user"):
-            command += [f"--{kind}-directory", tmp_path / kind]
-        subprocess.run([*command, *arguments], check=True, capture_output=True, cwd=tmp_path)
+    def start(allowed):
+        arguments = host.server_arguments(this, tmp_path, allowed, None, True)
+        command = [this.python, COMFYUI / "main.py", "--quick-test-for-ci", *arguments]
+        subprocess.run(command, check=True, capture_output=True, cwd=tmp_path)
 
-    compare("host start", lambda: start("--whitelist-custom-nodes", name), "without the pack", start, most_rounds=3)
+    compare("host start", lambda: start(pack), "without the pack", lambda: start("none"), most_rounds=3)
 
 
 @pytest.mark.parametrize("name", ["One Prompt One Story", "Long Story in Runs", "Two Characters"])

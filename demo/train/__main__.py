@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def stages(folder: Path, scale: float, device: str) -> list[Stage]:
     """All stages in order; `scale` multiplies the number of steps."""
     return [
-        AutoencoderStage(folder, round(1400 * scale), 16, device=device),
+        AutoencoderStage(folder, round(1600 * scale), 16, device=device),
         PainterStage(folder, round(1500 * scale), 32, 64, device=device),
         PainterStage(folder, round(4000 * scale), 32, 128, "painter64", device=device),
         DecoderStage(folder, round(2400 * scale), 16, device=device),

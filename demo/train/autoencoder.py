@@ -16,7 +16,12 @@ BEFORE = "autoencoder.state.pt"
 
 
 def conv(inputs: int, outputs: int, **options) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, 3, padding=1, **options)
+    """A convolution that keeps the size of what passes through it and a ReLU (He et al. 2015)."""
+    layer = nn.Conv2d(inputs, outputs, 3, padding=1, **options)
+    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
 
 
 class Block(nn.Module):
@@ -66,6 +71,9 @@ class Autoencoder(nn.Module):
             )
         ]
         self.taesd_decoder = nn.Sequential(Bound(), conv(4, 64), nn.ReLU(), *up, Block(light), conv(64, 3))
+        with torch.no_grad():
+            for end, size in ((self.taesd_encoder[-1], 0.7), (self.taesd_decoder[-1], 0.5)):
+                cast(nn.Conv2d, end).weight.mul_(size)
 
     def encode(self, pictures: Tensor) -> Tensor:
         return self.taesd_encoder(pictures)
@@ -98,8 +106,11 @@ class AutoencoderStage(Stage):
     """Stage 1: encoder and decoder together, most of the costly blocks idle."""
 
     name = "autoencoder"
-    rate = 1.5e-3
+    rate = 5e-3
     average = 0.99
+
+    def outside(self, name: str) -> bool:
+        return name.startswith(("taesd_encoder.0.", "taesd_encoder.14.", "taesd_decoder.1.", "taesd_decoder.19."))
 
     def build(self) -> nn.Module:
         return channels_last(Autoencoder(light=True))
@@ -116,7 +127,7 @@ class DecoderStage(AutoencoderStage):
     """Stage 4: the decoder learns on with all its blocks, while the encoder, and so every latent, stays as it is."""
 
     name = "decoder"
-    rate = 8e-4
+    rate = 3e-3
 
     def build(self) -> nn.Module:
         net = Autoencoder()

@@ -11,6 +11,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from .muon import Muon
+
 SAVE_SECONDS = 60
 DECAY_SHARE = 0.2
 
@@ -27,6 +29,7 @@ class Stage:
 
     name: str
     rate: float
+    """Muon's: the share of a weight that a step changes."""
     average: float
     """How much of itself the averaged copy of the weights keeps at each step."""
 
@@ -45,6 +48,14 @@ class Stage:
         """The loss of one step, with its graph."""
         raise AttributeError
 
+    def outside(self, name: str) -> bool:
+        """Whether a matrix is none of the network's inside: its first or last layer, or a table."""
+        return False
+
+    def optimizer(self, net: nn.Module) -> torch.optim.Optimizer:
+        inside = [name for name, value in net.named_parameters() if value.dim() > 1 and not self.outside(name)]
+        return Muon(net, self.rate, inside)
+
     def learning_rate(self, step: int) -> float:
         """Rises over 100 steps, then stays, and falls to nothing over the last fifth of the steps."""
         left = (self.steps - step) / max(1, DECAY_SHARE * self.steps)
@@ -60,7 +71,7 @@ class Stage:
         self.folder.mkdir(parents=True, exist_ok=True)
         net = self.build().to(self.device)
         averaged = {name: value.detach().clone() for name, value in net.state_dict().items()}
-        optimizer = torch.optim.AdamW(net.parameters(), lr=self.rate, betas=(0.9, 0.99), weight_decay=1e-2)
+        optimizer = self.optimizer(net)
         step = self.load(net, averaged, optimizer)
         started = saved = time.monotonic()
         recent: list[float] = []
@@ -76,7 +87,10 @@ class Stage:
             keep = min(self.average, (step + 1) / (step + 10))
             with torch.no_grad():
                 for name, value in net.state_dict().items():
-                    averaged[name].lerp_(value.to(averaged[name].dtype), 1 - keep)
+                    if value.is_floating_point():
+                        averaged[name].lerp_(value, 1 - keep)
+                    else:
+                        averaged[name].copy_(value)
             recent.append(loss.item())
             step += 1
             now = time.monotonic()

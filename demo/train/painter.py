@@ -70,7 +70,7 @@ class Painter(nn.Module):
 class PainterStage(Stage):
     """Stages 2 and 3: the same network on pictures of `side` pixels; a later stage starts from `before`."""
 
-    rate = 4e-4
+    rate = 4e-3
     average = 0.998
     picture_batch = 50
 
@@ -88,6 +88,9 @@ class PainterStage(Stage):
             state = torch.load(self.folder / f"{self.before}.state.pt", map_location="cpu", weights_only=True)
             net.load_state_dict(state["averaged"])
         return net
+
+    def outside(self, name: str) -> bool:
+        return "embedding" in name or name.startswith(("unet.input_blocks.0.", "unet.out."))
 
     def shard(self, index: int) -> tuple[Tensor, Attributes]:
         """Latents [pictures, 4, height, width] of unit scale and their attributes; made once, then read."""

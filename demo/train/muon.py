@@ -1,0 +1,64 @@
+"""Muon: momentum whose matrices are made orthogonal (Jordan et al. 2024, kellerjordan.github.io/posts/muon)."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+ROUNDS = 5
+
+
+def orthogonal(matrix: Tensor) -> Tensor:
+    """The nearest matrix [rows, columns] with singular values near 1, by Newton and Schulz's iteration."""
+    a, b, c = COEFFICIENTS
+    x = matrix / (matrix.norm() + 1e-7)
+    wide = x.shape[0] <= x.shape[1]
+    x = x if wide else x.mT
+    for _ in range(ROUNDS):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x if wide else x.mT
+
+
+class Muon(torch.optim.Optimizer):
+    """Orthogonal momentum for the parameters named in `inside`, matrices and filters; Adam for all others.
+
+    `rate` is about the share of a fresh weight's size that one step changes; Adam's rate is `rate * adam`.
+    """
+
+    def __init__(self, net: nn.Module, rate: float, inside: Iterable[str], adam: float = 0.1, momentum: float = 0.95):
+        chosen = set(inside)
+        groups = []
+        for name, parameter in net.named_parameters():
+            if parameter.requires_grad:
+                groups.append({"params": [parameter], "muon": name in chosen})
+        super().__init__(groups, {"lr": rate, "adam": adam, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure=None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    update = self.by_muon if group["muon"] else self.by_adam
+                    update(parameter, parameter.grad, self.state[parameter], group)
+
+    def by_muon(self, parameter: Tensor, grad: Tensor, state: dict, group: dict) -> None:
+        if "average" not in state:
+            state["average"] = torch.zeros_like(grad)
+        average = state["average"].lerp_(grad, 1 - group["momentum"])
+        step = orthogonal(grad.lerp(average, group["momentum"]).flatten(1))
+        rows, columns = step.shape
+        size = max(1.0, rows / columns) ** 0.5  # entries of 1 / sqrt(columns) RMS, as fresh weights have
+        parameter.sub_(step.view(parameter.shape), alpha=group["lr"] * size)
+
+    def by_adam(self, parameter: Tensor, grad: Tensor, state: dict, group: dict) -> None:
+        if "step" not in state:
+            state["step"] = torch.zeros(())
+            state["first"], state["second"] = torch.zeros_like(grad), torch.zeros_like(grad)
+        state["step"] += 1
+        t = state["step"].item()
+        first = state["first"].lerp_(grad, 0.1)
+        second = state["second"].lerp_(grad.square(), 0.01)
+        bound = (second / (1 - 0.99**t)).sqrt_().add_(1e-8)
+        parameter.addcdiv_(first, bound, value=-group["lr"] * group["adam"] / (1 - 0.9**t))

@@ -182,7 +182,7 @@ def consistent_attention(
                 seen = k[start:stop], v[start:stop]
             else:
                 index = keys[start - first : stop - first]
-                seen = tuple(gathered(x, index, space) for x, space in zip((flat_k, flat_v), spaces))
+                seen = gathered(flat_k, index, spaces[0]), gathered(flat_v, index, spaces[1])
             result = attention(q[start:stop], *seen, heads, **kwargs)
             if stop - start == len(q) and len(gathers) == 1:
                 return result

@@ -34,6 +34,7 @@ from .failure import Failure
 
 MEASURE = host.ROOT / "bench" / "quality" / "servers_measure.py"
 SETTINGS = "settings.json"
+DIGESTS = {"texts": "other story texts", "workflow": "another shipped workflow"}
 RESULT = "result.json"
 
 EPILOG = """\
@@ -123,7 +124,7 @@ def run(args: argparse.Namespace) -> int:
         raise Failure(next(iter(errors.values())))
     measure(args, stories, done)
     found = report.collect(
-        settings,
+        {name: value for name, value in settings.items() if name not in DIGESTS},
         [story._asdict() for story in stories[: args.limit]],
         {name: row.title for name, row in ROWS.items() if name in args.rows},
         [(job.story, job.row, job.seed, job.folder) for job in done],
@@ -147,7 +148,6 @@ def read(path: Path) -> tuple[StoryText, ...]:
 
 def settings_of(args: argparse.Namespace, stories: Sequence[StoryText]) -> dict[str, Any]:
     """What has to be equal for results to stand in one table, by the names of the options."""
-    texts = json.dumps([*stories, TEMPLATE.read_text(encoding="utf-8")])
     return {
         "checkpoint": args.checkpoint,
         "stories": args.stories.name,
@@ -155,7 +155,8 @@ def settings_of(args: argparse.Namespace, stories: Sequence[StoryText]) -> dict[
         "steps": args.steps,
         "eot": args.eot,
         "clip-vision": args.clip_vision,
-        "texts": hashlib.sha256(texts.encode()).hexdigest()[:16],
+        "texts": hashlib.sha256(json.dumps(stories).encode()).hexdigest(),
+        "workflow": host.digest(TEMPLATE),
     }
 
 
@@ -173,9 +174,8 @@ def keep_settings(out: Path, settings: dict[str, Any]) -> None:
         raise Failure(f"{file} cannot be read: choose another --out.") from None
     for name, value in settings.items():
         if kept.get(name) != value:
-            was = "other story texts" if name == "texts" else f"--{name} {kept.get(name)}"
-            now = "" if name == "texts" else f", not {value}"
-            raise Failure(f"{out} holds results of {was}{now}: choose another --out, or the same settings.")
+            was = DIGESTS.get(name, f"--{name} {kept.get(name)}, not {value}")
+            raise Failure(f"{out} holds results of {was}: choose another --out, or the same settings.")
 
 
 def jobs_of(out: Path, stories: Sequence[StoryText], rows: Sequence[str], seeds: Sequence[int]) -> list[Job]:

@@ -73,7 +73,7 @@ def collect(
         )
     present = [key for key in MEASURES if any(key in board["measures"] for board in made)]
     return {
-        "settings": {name: value for name, value in settings.items() if name != "texts"},
+        "settings": settings,
         "measures": present,
         "table": [
             {"row": name, "title": title, **row_of([b for b in made if b["row"] == name], present)}

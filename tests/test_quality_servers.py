@@ -258,13 +258,28 @@ def wired(row: str, **settings) -> tuple[dict, list[str]]:
             "all",
             ["OneStorySVR", "OneStorySelfAttention", "OneStoryPrompt", "OneStoryIPCA", "CheckpointLoaderSimple"],
         ),
+        ("different", ["OneStoryPrompt", "CheckpointLoaderSimple"]),
+        ("svr-paper", ["OneStorySVR", "CheckpointLoaderSimple", "OneStoryPrompt"]),
+        ("ipca-half", ["OneStorySVR", "OneStoryIPCA", "OneStoryPrompt", "CheckpointLoaderSimple"]),
+        ("ipca-double", ["OneStorySVR", "OneStoryIPCA", "OneStoryPrompt", "CheckpointLoaderSimple"]),
+        ("anchors", ["OneStoryPrompt", "OneStorySelfAttention", "CheckpointLoaderSimple"]),
+        ("tiles", ["OneStoryPrompt", "OneStorySelfAttention", "CheckpointLoaderSimple"]),
     ],
 )
 def test_a_row_has_its_nodes_and_no_others(row, kinds):
     graph, found = wired(row)
     assert found == kinds
     values = {node["class_type"]: node["inputs"] for node in graph.values()}
-    assert values["OneStoryPrompt"]["mode"] == ("separate prompts" if row == "separate" else "one prompt")
+    assert values["OneStoryPrompt"]["mode"] == ROWS[row].mode
+    assert (ROWS[row].mode == "separate prompts") == (row in ("different", "separate", "anchors", "tiles"))
+    assert values["OneStoryLatent"]["noise"] == ("different" if row == "different" else "same")
+    assert values.get("OneStorySVR", {}).get("variant") == {"svr-paper": "paper"}.get(
+        row, "released" if "OneStorySVR" in found else None
+    )
+    strengths = {"ipca": 1.0, "all": 1.0, "ipca-half": 0.5, "ipca-double": 2.0}
+    assert values.get("OneStoryIPCA", {}).get("strength") == strengths.get(row)
+    variant = {"all": "anchors", "anchors": "anchors", "tiles": "tiles"}.get(row)
+    assert values.get("OneStorySelfAttention", {}).get("variant") == variant
     assert (values["KSampler"]["seed"], values["KSampler"]["steps"]) == (7, 3)
     assert (values["OneStoryLatent"]["width"], values["OneStoryLatent"]["height"]) == (64, 96)
     assert values.get("OneStorySVR", {}).get("eot", "scale") == "scale"
@@ -282,7 +297,7 @@ def test_rows_use_the_nodes_defaults(node, given):
 
 
 def test_every_row_runs_on_the_server(server):
-    for row in ("consolidated", "naive", "svr", "all"):
+    for row in ("consolidated", "naive", "svr-paper", "tiles", "all"):
         graph, _ = wired(row, size="64x64", steps=1)
         outputs = server.run(graph)
         assert len(images(outputs, ["frames"])) == 2 and len(images(outputs, ["board picture"])) == 1

@@ -4,6 +4,10 @@ import random
 
 import pytest
 import torch
+from comfy.sd1_clip import SDTokenizer
+from onestory.bench.quality.world_measures import frechet, interval, measures
+from onestory.bench.quality.world_probe import ProbeStage, accuracies, pictures_and_attributes, read
+from onestory.bench.quality.world_stories import world_stories
 from onestory.demo import asset
 from onestory.demo.train import painter
 from onestory.demo.train.autoencoder import Autoencoder
@@ -70,8 +74,8 @@ def test_captions_fit_the_encoder_and_say_what_is_there():
     assert all(value in " ".join(seen) or " " in value for value in IDENTITY["species"] + IDENTITY["accent"])
 
 
-def test_the_vocabulary_is_clips(sd):
-    tokenizer = sd.clip.tokenizer.clip_l
+def test_the_vocabulary_is_clips():
+    tokenizer = SDTokenizer()
     for word, number in painter.VOCABULARY.items():
         ids = [token for token, _ in tokenizer.tokenize_with_weights(word)[0]]
         assert ids[1] == number and ids[2] == painter.END, word
@@ -183,3 +187,85 @@ def test_training_goes_on_where_it_stopped(tmp_path):
 def test_frames_are_named_in_captions():
     assert set(SCENE_WORDS) == set(FRAME["scene"])
     assert set(ACTIVITY_WORDS) == set(FRAME["activity"]) and set(TIME_WORDS) == set(FRAME["time"])
+
+
+TRUTH = world_stories(1, seed=5)[0]
+
+
+def readings(story, **wrong) -> dict[str, torch.Tensor]:
+    """What a perfect probe reads in frames that show the story, but for `wrong`: {attribute: values of the frames}."""
+    found = {}
+    for name, values in VALUES.items():
+        if name in FRAME:
+            seen = [frame[name] for frame in story.frames]
+        else:
+            seen = [story.identity.get(name, 0)] * len(story.frames)
+        found[name] = torch.eye(len(values))[torch.tensor(wrong.get(name, seen))]
+    return found
+
+
+def test_a_perfect_board_measures_one():
+    found = measures(TRUTH, readings(TRUTH))
+    assert found == {"fidelity": 1, "leak": 0, "prompt": 1, "agreement": 1, "open": 1, "readable": 1}
+
+
+def test_measures_count_what_is_wrong():
+    scenes = [TRUTH.frames[1]["scene"], *(frame["scene"] for frame in TRUTH.frames[1:])]
+    found = measures(TRUTH, readings(TRUTH, scene=scenes))
+    assert found["fidelity"] == pytest.approx(14 / 15) and found["leak"] == pytest.approx(1 / 15)
+    left_open = next(name for name in IDENTITY if name not in TRUTH.identity)
+    found = measures(TRUTH, readings(TRUTH, **{left_open: [1, 0, 0, 0, 0]}))
+    lost = 4 / 10
+    assert found["agreement"] == pytest.approx(1 - lost / len(IDENTITY)) and found["prompt"] == 1
+    assert found["open"] == pytest.approx(1 - lost / (len(IDENTITY) - len(TRUTH.identity)))
+    said = {name: [1 - min(value, 1)] * 5 for name, value in TRUTH.identity.items()}
+    assert measures(TRUTH, readings(TRUTH, **said))["prompt"] == 0
+
+
+def test_the_frechet_distance_of_gaussians_is_the_formula():
+    """Diagonal covariances: |m1 - m2|^2 + sum (s1 - s2)^2."""
+    generator = torch.Generator().manual_seed(0)
+    one, other = (torch.randn(40_000, 3, generator=generator, dtype=torch.float64) for _ in range(2))
+    scales, shift = torch.tensor([1.0, 2.0, 0.5]), torch.tensor([0.0, 1.0, -2.0])
+    assert frechet(one, one) == pytest.approx(0, abs=1e-8)
+    assert frechet(one, other * scales + shift) == pytest.approx(5 + 1 + 0.25, rel=0.03)
+
+
+def test_the_interval_covers_the_mean_of_most_samples():
+    inside = 0
+    for seed in range(100):
+        values = torch.rand(40, generator=torch.Generator().manual_seed(seed)).tolist()
+        mean, low, high = interval(values)
+        assert low < mean < high
+        inside += low < 0.5 < high
+    assert 88 <= inside <= 99
+
+
+def test_stories_are_told_in_the_worlds_words():
+    stories = world_stories(60)
+    assert stories == world_stories(60) and len({story.text for story in stories}) == 60
+    for story in stories:
+        lines = story.text.frames.splitlines()
+        assert len(lines) == len(story.frames) == 5
+        assert len(painter.tokens(f"{story.text.identity} {' '.join(lines)}")) == 77
+        assert "species" in story.identity and len(story.identity) < len(IDENTITY)
+
+
+class ShortProbe(ProbeStage):
+    """Few steps on few pictures."""
+
+    pictures = 32
+    average = 0.8
+    rate = 2e-2
+
+
+def test_the_probe_learns_to_read_pictures(tmp_path):
+    stage = ShortProbe(tmp_path, steps=80, batch=16)
+    stage.train()
+    net = stage.build()
+    net.load_state_dict(stage.trained())
+    pictures, attributes = pictures_and_attributes(32, 0)
+    features, found = read(net.eval(), pictures.float() / 255)
+    assert features.shape == (32, 256) and found.keys() == VALUES.keys()
+    right = dict(accuracies(found, attributes))
+    assert right["time"] > 0.8 and right["company"] > 0.8

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..bench.quality import servers_report as report
-from ..bench.quality.servers_graphs import ROWS, TEMPLATE, story_graph
+from ..bench.quality.servers_graphs import ROWS, TEMPLATE, USUAL, story_graph
 from ..story.files import StoryText, read_stories
 from ..story.script import parse_script
 from . import host
@@ -72,9 +72,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--checkpoint", metavar="NAME", help="the checkpoint's name on the servers")
     parser.add_argument("--stories", metavar="FILE", type=Path, help="the stories: see docs/story-files.md")
-    parser.add_argument("--rows", metavar="ROW", nargs="+", choices=ROWS, default=list(ROWS), help=", ".join(ROWS))
-    parser.add_argument("--seeds", metavar="N", nargs="+", type=whole(0, 2**64 - 1), default=[42], help="default: 42")
-    parser.add_argument("--steps", metavar="N", type=whole(1, 10000), default=30, help="sampling steps (default: 30)")
+    parser.add_argument("--rows", metavar="ROW", nargs="+", choices=ROWS, help=f"of {', '.join(ROWS)}")
+    parser.add_argument(
+        "--seeds", metavar="N", nargs="+", type=whole(0, 2**64 - 1), help="default: 42; without --server 1 2 3"
+    )
+    parser.add_argument(
+        "--steps", metavar="N", type=whole(1, 10000), help="sampling steps (default: 30; without --server 16)"
+    )
     parser.add_argument("--size", metavar="WxH", type=size, default=(1024, 1024), help="of a frame; default: 1024x1024")
     parser.add_argument(
         "--eot",
@@ -110,13 +114,16 @@ def run(args: argparse.Namespace) -> int:
     if args.clip and not has_model(args.clip):
         raise Failure(f"There is no CLIP model in {args.clip}: name a folder with its config.json and weights.")
     stories = read(args.stories)
-    settings = settings_of(args, stories)
+    rows, seeds = args.rows or USUAL, args.seeds or [42]
+    settings = settings_of(
+        args.checkpoint, args.stories.name, args.size, args.steps or 30, args.eot, args.clip_vision, stories
+    )
     servers = [Client(url) for url in dict.fromkeys(Client(url).url for url in args.server)]
     for server in servers:
         check(server, settings)
     out = args.out or host.ROOT / "out" / f"quality_{args.stories.stem}_{slug(Path(args.checkpoint).stem)}"
     keep_settings(out, settings)
-    jobs = jobs_of(out, stories[: args.limit], args.rows, args.seeds)
+    jobs = jobs_of(out, stories[: args.limit], rows, seeds)
     maker = Maker(servers, stories, jobs, settings)
     errors = maker.run()
     done = [job for job in jobs if job.made]
@@ -126,7 +133,7 @@ def run(args: argparse.Namespace) -> int:
     found = report.collect(
         {name: value for name, value in settings.items() if name not in DIGESTS},
         [story._asdict() for story in stories[: args.limit]],
-        {name: row.title for name, row in ROWS.items() if name in args.rows},
+        {name: row.title for name, row in ROWS.items() if name in rows},
         [(job.story, job.row, job.seed, job.folder) for job in done],
         [(job.story, job.row, job.seed, error) for job, error in errors.items()],
     )
@@ -146,15 +153,23 @@ def read(path: Path) -> tuple[StoryText, ...]:
         raise Failure(str(error)) from None
 
 
-def settings_of(args: argparse.Namespace, stories: Sequence[StoryText]) -> dict[str, Any]:
+def settings_of(
+    checkpoint: str,
+    source: str,
+    size: tuple[int, int],
+    steps: int,
+    eot: str,
+    clip_vision: str | None,
+    stories: Sequence[StoryText],
+) -> dict[str, Any]:
     """What has to be equal for results to stand in one table, by the names of the options."""
     return {
-        "checkpoint": args.checkpoint,
-        "stories": args.stories.name,
-        "size": "{}x{}".format(*args.size),
-        "steps": args.steps,
-        "eot": args.eot,
-        "clip-vision": args.clip_vision,
+        "checkpoint": checkpoint,
+        "stories": source,
+        "size": "{}x{}".format(*size),
+        "steps": steps,
+        "eot": eot,
+        "clip-vision": clip_vision,
         "texts": hashlib.sha256(json.dumps(stories).encode()).hexdigest(),
         "workflow": host.digest(TEMPLATE),
     }

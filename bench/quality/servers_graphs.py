@@ -26,37 +26,56 @@ SELF_ATTENTION = {
 
 
 class Row(NamedTuple):
-    """One way: how the prompt is made, what reweights it ("", "naive" or "svr"), and the model's patches."""
+    """One way: how the prompt is made, what reweights it ("", "naive" or SVR's variant), and the model's patches.
+
+    `ipca` is its strength, 0 for none; `self_attention` its variant, "" for none.
+    """
 
     title: str
     mode: str = "one prompt"
     reweight: str = ""
-    ipca: bool = False
-    self_attention: bool = False
+    ipca: float = 0.0
+    self_attention: str = ""
+    noise: str = "same"
 
 
+SEPARATE = "separate prompts"
 ROWS = {
-    "separate": Row("separate prompts", "separate prompts"),
+    "different": Row("separate prompts, different noise", SEPARATE, noise="different"),
+    "separate": Row("separate prompts", SEPARATE),
     "consolidated": Row("consolidated prompt only"),
     "naive": Row("naive reweighting", reweight="naive"),
-    "svr": Row("SVR (released)", reweight="svr"),
-    "ipca": Row("SVR + IPCA", reweight="svr", ipca=True),
-    "all": Row("SVR + IPCA + self-attention", reweight="svr", ipca=True, self_attention=True),
+    "svr": Row("SVR (released)", reweight="released"),
+    "svr-paper": Row("SVR (paper)", reweight="paper"),
+    "ipca-half": Row("SVR + IPCA 0.5", reweight="released", ipca=0.5),
+    "ipca": Row("SVR + IPCA", reweight="released", ipca=1.0),
+    "ipca-double": Row("SVR + IPCA 2", reweight="released", ipca=2.0),
+    "anchors": Row("separate prompts + self-attention", SEPARATE, self_attention="anchors"),
+    "tiles": Row("separate prompts + self-attention (tiles)", SEPARATE, self_attention="tiles"),
+    "all": Row("SVR + IPCA + self-attention", reweight="released", ipca=1.0, self_attention="anchors"),
 }
+USUAL = ("separate", "consolidated", "naive", "svr", "ipca", "all")
+"""The rows that are made unless others are asked for."""
 
 
 def story_graph(story: StoryText, row: Row, seed: int, settings: dict[str, Any]) -> dict[str, dict]:
     """The shipped workflow, changed to make `story` in the way of `row`.
 
-    `settings` are `checkpoint`, `size` as "WxH", `steps`, `eot` and `clip-vision`, a vision model's name or None. Its
-    output nodes are "frames" and "board picture", previews of the frames and of the board as a strip, and "metrics"
-    where there is a vision model.
+    `settings` are `checkpoint`, `negative` where it is not the workflow's, `size` as "WxH", `steps`, `eot` and
+    `clip-vision`, a vision model's name or None. Its output nodes are "frames" and "board picture", previews of the
+    frames and of the board as a strip, and "metrics" where there is a vision model.
     """
     width, height = map(int, settings["size"].split("x"))
     filled = fill_in(
         json.loads(TEMPLATE.read_text(encoding="utf-8")),
         story,
-        {"checkpoint": settings["checkpoint"], "seed": seed, "steps": settings["steps"], "size": (width, height)},
+        {
+            "checkpoint": settings["checkpoint"],
+            "negative": settings.get("negative"),
+            "seed": seed,
+            "steps": settings["steps"],
+            "size": (width, height),
+        },
     )
     ids = {node["class_type"]: key for key, node in filled.items() if node["class_type"] != "SaveImage"}
     graph = {key: node for key, node in filled.items() if node["class_type"] != "SaveImage"}
@@ -66,13 +85,18 @@ def story_graph(story: StoryText, row: Row, seed: int, settings: dict[str, Any])
 
     prompt, svr, ipca = (ids[kind] for kind in ("OneStoryPrompt", "OneStorySVR", "OneStoryIPCA"))
     inputs("OneStoryPrompt")["mode"] = row.mode
-    inputs("OneStorySVR")["eot"] = settings["eot"]
+    inputs("OneStoryLatent")["noise"] = row.noise
+    inputs("OneStoryIPCA")["strength"] = row.ipca
+    if row.reweight in ("released", "paper"):
+        inputs("OneStorySVR").update(variant=row.reweight, eot=settings["eot"])
     if row.reweight == "naive":
         graph["naive"] = node("OneStoryNaiveReweight", conditioning=[prompt, 0], **NAIVE)
-    inputs("KSampler")["positive"] = [{"": prompt, "naive": "naive", "svr": svr}[row.reweight], 0]
+    inputs("KSampler")["positive"] = [{"": prompt, "naive": "naive"}.get(row.reweight, svr), 0]
     model = ipca if row.ipca else ids["CheckpointLoaderSimple"]
     if row.self_attention:
-        graph["self-attention"] = node("OneStorySelfAttention", model=[model, 0], **SELF_ATTENTION)
+        graph["self-attention"] = node(
+            "OneStorySelfAttention", model=[model, 0], **{**SELF_ATTENTION, "variant": row.self_attention}
+        )
         model = "self-attention"
     inputs("KSampler")["model"] = [model, 0]
     frames = len(story.frames.splitlines())
@@ -83,7 +107,7 @@ def story_graph(story: StoryText, row: Row, seed: int, settings: dict[str, Any])
     if settings["clip-vision"]:
         graph["vision"] = node("CLIPVisionLoader", clip_name=settings["clip-vision"])
         graph["metrics"] = node("OneStoryMetrics", images=pictures, clip_vision=["vision", 0])
-    for key, unused in ((svr, row.reweight != "svr"), (ipca, not row.ipca)):
+    for key, unused in ((svr, row.reweight in ("", "naive")), (ipca, not row.ipca)):
         if unused:
             del graph[key]
     return graph

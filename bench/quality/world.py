@@ -1,0 +1,107 @@
+"""The Story World's stories, and the table of what their frames show. Runs in ComfyUI's Python.
+
+python world.py stories COUNT       prints the stories' texts as JSON
+python world.py measure < TASK      measures the boards that `run.py bench quality` made
+"""
+
+import json
+import sys
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+sys.modules["onestory"] = types.ModuleType("onestory")
+sys.modules["onestory"].__path__ = [str(Path(__file__).resolve().parents[2])]
+
+from onestory.bench.quality.world_measures import frechet, interval, measures  # noqa: E402
+from onestory.bench.quality.world_plot import plot  # noqa: E402
+from onestory.bench.quality.world_probe import HELD_OUT, held_out, read, trained  # noqa: E402
+from onestory.bench.quality.world_stories import WorldStory, world_stories  # noqa: E402
+
+COLUMNS = {
+    "fidelity": "frame fidelity ↑",
+    "leak": "other frames' ↓",
+    "prompt": "identity as asked ↑",
+    "agreement": "identity agreement ↑",
+    "open": "of it left open ↑",
+    "readable": "readable ↑",
+}
+ENOUGH = 0.97
+
+
+def pictures(folder: Path) -> torch.Tensor:
+    """A board's frames as float32 [frames, 3, height, width] from 0 to 1."""
+    frames = [np.asarray(Image.open(path).convert("RGB")) for path in sorted(folder.glob("frame_*.png"))]
+    return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).float() / 255
+
+
+def table_of(
+    task: dict[str, Any], stories: list[WorldStory], probe: torch.nn.Module, real: torch.Tensor
+) -> Iterator[dict[str, Any]]:
+    """For each row its measures: mean and interval over stories of the means over seeds, and the Frechet distance."""
+    for row, title in task["rows"].items():
+        by_story: dict[int, list[dict[str, float]]] = {}
+        features = []
+        for story, name, folder in task["boards"]:
+            if name == row:
+                some, found = read(probe, pictures(Path(folder)))  # type: ignore[arg-type]
+                features.append(some)
+                by_story.setdefault(story, []).append(measures(stories[story], found))
+        if not by_story:
+            continue
+        values = {
+            key: interval([fmean(each[key] for each in boards) for boards in by_story.values()]) for key in COLUMNS
+        }
+        seen = torch.cat(features)
+        yield {
+            "row": row,
+            "title": title,
+            "stories": len(by_story),
+            "pictures": len(seen),
+            "values": values,
+            "frechet": frechet(seen, real) if len(seen) > 1 else None,
+        }
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """The table, with the half width of the 95% intervals."""
+    head = ["", *COLUMNS.values(), "Frechet ↓"]
+    lines = [head, ["---"] * len(head)]
+    for row in found["rows"]:
+        cells = [f"{mean:.3f} ± {(high - low) / 2:.3f}" for mean, low, high in row["values"].values()]
+        lines.append([row["title"], *cells, "–" if row["frechet"] is None else f"{row['frechet']:.1f}"])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def measure() -> None:
+    task = json.load(sys.stdin)
+    probe = trained(Path(task["folder"]))
+    accuracy, real = held_out(probe)
+    found: dict[str, Any] = {"probe": accuracy, "pictures": HELD_OUT, "columns": COLUMNS}
+    print(f"The probe on {HELD_OUT} rendered pictures that it never saw, share right:", file=sys.stderr)
+    print(", ".join(f"{name} {share:.3f}" for name, share in accuracy.items()), file=sys.stderr)
+    poor = [name for name, share in accuracy.items() if share < ENOUGH]
+    if poor:
+        print(f"Below {ENOUGH}: {', '.join(poor)}. Don't trust its reading of these.", file=sys.stderr)
+    found["rows"] = list(table_of(task, world_stories(task["count"]), probe, real))
+    out = Path(task["out"])
+    (out / "results.json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (out / "table.md").write_text(markdown(found) + "\n", encoding="utf-8")
+    plot(found, out / "table.png")
+    print(markdown(found))
+
+
+def stories(count: str) -> None:
+    print(json.dumps([story.text for story in world_stories(int(count))]))
+
+
+COMMANDS: dict[str, Callable[..., None]] = {"stories": stories, "measure": measure}
+
+if __name__ == "__main__":
+    COMMANDS[sys.argv[1]](*sys.argv[2:])

@@ -1,0 +1,68 @@
+"""What a story's frames show, as the probe reads them, against the story's truth."""
+
+from collections.abc import Sequence
+from itertools import combinations
+from statistics import fmean
+
+import torch
+from torch import Tensor
+
+from ...demo.world.attributes import FRAME, IDENTITY
+from .world_stories import WorldStory
+
+CONFIDENT = 0.8
+SAMPLES = 2000
+
+
+def measures(story: WorldStory, found: dict[str, Tensor]) -> dict[str, float]:
+    """A board's measures, from the probabilities [frames, values] of every attribute.
+
+    `fidelity`: the share of what the frame prompts ask that their frames show. `leak`: the share that shows what
+    another frame's prompt asks instead. `prompt`: the share of what the identity prompt says that the frames show.
+    `agreement`: the share of identity attributes that are equal in two frames, over all pairs; `open` counts only those
+    that the prompt leaves open. `readable`: the share of readings that the probe is sure of (0.8).
+    """
+    values = {name: probabilities.argmax(-1).tolist() for name, probabilities in found.items()}
+    right, leaked, asked = 0, 0, 0
+    for name in FRAME:
+        for j, frame in enumerate(story.frames):
+            seen = values[name][j]
+            asked += 1
+            right += seen == frame[name]
+            leaked += seen != frame[name] and any(seen == other[name] for other in story.frames)
+    pairs = list(combinations(range(len(story.frames)), 2))
+    equal = {name: fmean(values[name][i] == values[name][j] for i, j in pairs) for name in IDENTITY}
+    sure = torch.stack([probabilities.max(-1).values > CONFIDENT for probabilities in found.values()])
+    said = story.identity.items()
+    return {
+        "fidelity": right / asked,
+        "leak": leaked / asked,
+        "prompt": fmean(seen == value for name, value in said for seen in values[name]),
+        "agreement": fmean(equal.values()),
+        "open": fmean(equal[name] for name in IDENTITY if name not in story.identity),
+        "readable": sure.float().mean().item(),
+    }
+
+
+def frechet(one: Tensor, other: Tensor) -> float:
+    """The Frechet distance of two sets of features [samples, width] (Heusel et al. 2017, equation 6), in float64."""
+    means = [x.double().mean(0) for x in (one, other)]
+    first, second = (torch.cov(x.double().T) for x in (one, other))
+    root = symmetric_root(first)
+    both = symmetric_root(root @ second @ root)
+    return ((means[0] - means[1]).square().sum() + (first + second - 2 * both).trace()).item()
+
+
+def symmetric_root(matrix: Tensor) -> Tensor:
+    values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
+    return vectors * values.clamp(min=0).sqrt() @ vectors.T
+
+
+def interval(by_story: Sequence[float], share: float = 0.95, seed: int = 0) -> tuple[float, float, float]:
+    """The mean over stories and its bootstrap interval (percentiles of the means of resampled stories)."""
+    values = torch.tensor(by_story, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(seed)
+    index = torch.randint(len(values), (SAMPLES, len(values)), generator=generator)
+    means = values[index].mean(1)
+    low, high = means.quantile(torch.tensor([(1 - share) / 2, (1 + share) / 2], dtype=torch.float64)).tolist()
+    return values.mean().item(), low, high

@@ -1,0 +1,56 @@
+"""Random stories of the Story World, whose truth is known."""
+
+import random
+from typing import NamedTuple
+
+from ...demo.world.attributes import FRAME, IDENTITY, MOON, VALUES
+from ...demo.world.captions import Picture, frame_prompt, identity_prompt
+from ...story.files import StoryText
+
+FRAMES = 5
+SAID = ("activity", "scene", "time")
+MENTIONED = ("colour", "pattern", "headwear", "neckwear", "eyes", "accent")
+"""Identity attributes that a story may say or leave open; it always says the species."""
+OPEN = 4
+"""How many of them every story leaves open."""
+
+
+class WorldStory(NamedTuple):
+    """A story's text and its truth: what the identity prompt says, and what each frame prompt says."""
+
+    text: StoryText
+    identity: dict[str, int]
+    frames: tuple[dict[str, int], ...]
+
+
+def world_stories(count: int, seed: int = 0) -> list[WorldStory]:
+    """`count` stories of five frames in five scenes with five activities; the same for the same seed."""
+    rng = random.Random(seed)
+    return [one_story(rng, number) for number in range(1, count + 1)]
+
+
+def one_story(rng: random.Random, number: int) -> WorldStory:
+    look: Picture = {name: rng.randrange(len(values)) for name, values in IDENTITY.items()}
+    said = set(MENTIONED) - set(rng.sample(MENTIONED, OPEN))
+    scenes = rng.sample(range(len(FRAME["scene"])), FRAMES)
+    activities = rng.sample(range(len(FRAME["activity"])), FRAMES)
+    frames = []
+    for scene, activity in zip(scenes, activities, strict=True):
+        night = VALUES["time"].index("night")
+        time = night if scene == MOON else rng.randrange(len(FRAME["time"]))
+        frames.append({"scene": scene, "activity": activity, "time": time})
+    lines = "\n".join(frame_prompt(frame, set(SAID)) for frame in frames)
+    text = StoryText(f"Story {number}", identity_prompt(look, said), lines)
+    return WorldStory(text, {name: look[name] for name in said_of(look, said)}, tuple(frames))
+
+
+def said_of(look: Picture, said: set[str]) -> list[str]:
+    """The attributes that the identity prompt tells: a plain pattern and round eyes, say, have no word."""
+    told = ["species"]
+    wears = [name for name in ("headwear", "neckwear") if name in said and VALUES[name][look[name]] != "none"]
+    for name in said:
+        value = VALUES[name][look[name]]
+        worded = name in ("colour", "accent") or name in wears
+        if worded or (name == "pattern" and value != "plain") or (name == "eyes" and value != "round"):
+            told.append(name)
+    return sorted(told)

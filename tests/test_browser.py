@@ -200,8 +200,9 @@ def test_the_blueprint_is_one_ready_node(page):
     page.get_by_text("Subgraph Blueprints / OneStory").wait_for()
     page.keyboard.press("Enter")
     page.wait_for_function("app.graph.nodes[0]?.flags.ghost")  # it follows the mouse until a click
-    page.mouse.click(SMALL["width"] / 2, SMALL["height"] / 2)
-    page.wait_for_function("!app.graph.nodes[0].flags.ghost")
+    while page.evaluate("app.graph.nodes[0].flags.ghost"):
+        page.mouse.click(SMALL["width"] / 2, SMALL["height"] / 2)
+        page.wait_for_timeout(500)
     inside, quarantined = page.evaluate(
         """() => {
             const [{ subgraph, properties }] = app.graph.nodes
@@ -350,7 +351,10 @@ def test_a_saved_workflow_comes_back_with_every_value(page, studio):
     command(page, "Comfy.SaveWorkflow")
     page.get_by_role("dialog").get_by_role("textbox").fill("every node")
     page.get_by_role("button", name="Confirm").click()
-    page.wait_for_function("app.extensionManager.workflow.activeWorkflow.filename === 'every node'")
+    page.wait_for_function(
+        "(({ filename, isModified }) => filename === 'every node' && !isModified)"
+        "(app.extensionManager.workflow.activeWorkflow)"
+    )
     command(page, "Workspace.CloseWorkflow")
     page.wait_for_function("app.extensionManager.workflow.activeWorkflow.filename !== 'every node'")
     page.reload()

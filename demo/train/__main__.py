@@ -25,10 +25,9 @@ ROOT = Path(__file__).resolve().parents[2]
 def stages(folder: Path, scale: float, device: str) -> list[Stage]:
     """All stages in order; `scale` multiplies the number of steps."""
     return [
-        AutoencoderStage(folder, round(1600 * scale), 16, device=device),
-        PainterStage(folder, round(1500 * scale), 32, 64, device=device),
-        PainterStage(folder, round(4000 * scale), 32, 128, "painter64", device=device),
-        DecoderStage(folder, round(2400 * scale), 16, device=device),
+        AutoencoderStage(folder, round(2600 * scale), 16, device=device),
+        PainterStage(folder, round(6000 * scale), 16, device=device),
+        DecoderStage(folder, round(3000 * scale), 16, device=device),
     ]
 
 
@@ -61,8 +60,8 @@ def main() -> None:
 
 
 def pack(folder: Path, found: list[Stage]) -> int:
-    """Write the asset from the last painter and decoder that have been trained; returns its size in bytes."""
-    painter = [stage for stage in found if isinstance(stage, PainterStage) and stage.state_file.is_file()][-1]
+    """Write the asset from painter and decoder as far as they are trained; returns its size in bytes."""
+    (painter,) = (stage for stage in found if isinstance(stage, PainterStage))
     net, latent_std = autoencoder(folder, "cpu")
     weights = painter.trained() | {f"vae.{name}": value for name, value in net.state_dict().items()}
     return asset.pack(weights, TOKENS, latent_std)

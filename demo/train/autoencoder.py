@@ -49,7 +49,7 @@ class Bound(nn.Module):
 class Autoencoder(nn.Module):
     """Pictures [batch, 3, 8h, 8w] from 0 to 1, and latents [batch, 4, h, w]; parameters are named as in TAESD.
 
-    `light` leaves most blocks at high resolution idle, for a training three times as fast.
+    Most of the encoder's blocks at high resolution stay idle, and with `light` the decoder's too: three times as fast.
     """
 
     def __init__(self, light: bool = False):
@@ -57,9 +57,9 @@ class Autoencoder(nn.Module):
         down = [
             layer
             for level in range(3)
-            for layer in (conv(64, 64, stride=2, bias=False), Block(), *blocks(2, idle=light and level == 0))
+            for layer in (conv(64, 64, stride=2, bias=False), Block(), *blocks(2, idle=level == 0))
         ]
-        self.taesd_encoder = nn.Sequential(conv(3, 64), Block(light), *down, conv(64, 4))
+        self.taesd_encoder = nn.Sequential(conv(3, 64), Block(idle=True), *down, conv(64, 4))
         up = [
             layer
             for level in range(3)
@@ -124,7 +124,7 @@ class AutoencoderStage(Stage):
 
 
 class DecoderStage(AutoencoderStage):
-    """Stage 4: the decoder learns on with all its blocks, while the encoder, and so every latent, stays as it is."""
+    """Stage 3: the decoder learns on with all its blocks, while the encoder, and so every latent, stays as it is."""
 
     name = "decoder"
     rate = 3e-3

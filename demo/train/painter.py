@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..world.attributes import VALUES, Attributes, draw, select
 from ..world.captions import caption
-from ..world.render import render
+from ..world.render import SIDE, render
 from .autoencoder import Autoencoder
 from .loop import Stage, channels_last
 from .text_encoder import LENGTH, TextEncoder
@@ -68,26 +68,20 @@ class Painter(nn.Module):
 
 
 class PainterStage(Stage):
-    """Stages 2 and 3: the same network on pictures of `side` pixels; a later stage starts from `before`."""
+    """Stage 2."""
 
+    name = "painter"
     rate = 4e-3
     average = 0.998
     picture_batch = 50
 
-    def __init__(self, folder: Path, steps: int, batch: int, side: int, before: str | None = None, **options):
+    def __init__(self, folder: Path, steps: int, batch: int, **options):
         super().__init__(folder, steps, batch, **options)
-        self.name = f"painter{side}"
-        self.side = side
-        self.before = before
         self.signal = signal()
         self.pool: dict[int, tuple[Tensor, Attributes]] = {}
 
     def build(self) -> nn.Module:
-        net = channels_last(Painter())
-        if self.before and not self.state_file.is_file():
-            state = torch.load(self.folder / f"{self.before}.state.pt", map_location="cpu", weights_only=True)
-            net.load_state_dict(state["averaged"])
-        return net
+        return channels_last(Painter())
 
     def outside(self, name: str) -> bool:
         return "embedding" in name or name.startswith(("unet.input_blocks.0.", "unet.out."))
@@ -95,7 +89,7 @@ class PainterStage(Stage):
     def shard(self, index: int) -> tuple[Tensor, Attributes]:
         """Latents [pictures, 4, height, width] of unit scale and their attributes; made once, then read."""
         if index not in self.pool:
-            path = self.folder / "latents" / f"{self.side}-{index:04}.safetensors"
+            path = self.folder / "latents" / f"{index:04}.safetensors"
             if not path.is_file():
                 path.parent.mkdir(exist_ok=True)
                 save_file(self.make_shard(index), path.with_suffix(".partial"))
@@ -111,7 +105,7 @@ class PainterStage(Stage):
         latents = []
         for start in range(0, SHARD, self.picture_batch):
             part = select(attributes, torch.arange(start, start + self.picture_batch))
-            pictures = render(part, self.side, self.device).contiguous(memory_format=torch.channels_last)
+            pictures = render(part, device=self.device).contiguous(memory_format=torch.channels_last)
             with torch.autocast(self.device, torch.bfloat16):
                 latents.append((net.encode(pictures).float() / scale).half().cpu())
         return {"latents": torch.cat(latents).contiguous(), **attributes}
@@ -154,12 +148,12 @@ def autoencoder(folder: Path, device: str) -> tuple[Autoencoder, float]:
 
 
 @torch.inference_mode()
-def sample(net: Painter, texts: list[str], side: int, seed: int = 0, steps: int = 25, scale: float = 4.0) -> Tensor:
+def sample(net: Painter, texts: list[str], seed: int = 0, steps: int = 25, scale: float = 4.0) -> Tensor:
     """Latents for captions by DDIM (arXiv 2010.02502) with classifier-free guidance, to look at while training."""
     device = next(net.parameters()).device
     rows = torch.tensor([tokens(text) for text in texts] + [tokens("")] * len(texts), device=device)
     context = net.text(rows)
-    x = torch.randn(len(texts), 4, side // 8, side // 8, generator=torch.Generator().manual_seed(seed)).to(device)
+    x = torch.randn(len(texts), 4, SIDE // 8, SIDE // 8, generator=torch.Generator().manual_seed(seed)).to(device)
     shares = signal().to(device)
     times = torch.linspace(STEPS - 1, 0, steps + 1).long().tolist()
     for now, then in zip(times[:-1], times[1:], strict=True):

@@ -31,7 +31,7 @@ def show_samples(stage: PainterStage) -> Path:
     decoder, scale = autoencoder(stage.folder, stage.device)
     rows = []
     for seed in range(SEEDS):
-        latents = sample(net, list(CAPTIONS), stage.side, seed)
+        latents = sample(net, list(CAPTIONS), seed)
         with torch.inference_mode():
             rows.append(decoder.decode(latents * scale).clamp(0, 1).cpu())
     return save_sheet(torch.cat(rows), stage.folder / f"{stage.name}.samples.png")

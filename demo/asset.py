@@ -1,6 +1,6 @@
 """The Story World's checkpoint as a compact asset, and its expansion into a standard Stable Diffusion 1.5 file.
 
-    python -m demo.asset FILE
+    python asset.py ASSET FILE
 
 Weights are rounded to a fraction of their row's standard deviation and deflated: about five bits each. What CLIP-L has
 and the world does not need (ten text layers, words outside the captions) is left out, and filled in when expanding.
@@ -117,10 +117,10 @@ def clip(weights: dict[str, Tensor], tokens: list[int]) -> dict[str, Tensor]:
     return found
 
 
-def main(path: str) -> None:
+def main(asset: str, path: str) -> None:
     """Write the checkpoint at `path`, whole or not at all."""
     partial = Path(path).with_suffix(".partial")
-    save_file(checkpoint(), partial)
+    save_file(checkpoint(Path(asset)), partial)
     os.replace(partial, path)
 
 

@@ -1,10 +1,14 @@
 """The Story World: its pictures follow their attributes, its captions fit, and its networks are ComfyUI's."""
 
+import argparse
 import random
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from comfy.sd1_clip import SDTokenizer
+from conftest import COMFYUI
 from onestory.bench.quality.world_measures import frechet, interval, measures
 from onestory.bench.quality.world_probe import ProbeStage, accuracies, pictures_and_attributes, read
 from onestory.bench.quality.world_stories import world_stories
@@ -15,6 +19,9 @@ from onestory.demo.train.loop import Stage
 from onestory.demo.world.attributes import FRAME, IDENTITY, NAMES, VALUES, draw, select
 from onestory.demo.world.captions import ACTIVITY_WORDS, SCENE_WORDS, TIME_WORDS, caption
 from onestory.demo.world.render import render
+from onestory.tools import demo, host
+from onestory.tools.failure import Failure
+from PIL import Image
 from reference import relative_error
 from safetensors.torch import save_file
 
@@ -269,3 +276,35 @@ def test_the_probe_learns_to_read_pictures(tmp_path):
     assert features.shape == (32, 256) and found.keys() == VALUES.keys()
     right = dict(accuracies(found, attributes))
     assert right["time"] > 0.8 and right["company"] > 0.8
+
+
+@pytest.fixture
+def trained_world(networks, tmp_path, monkeypatch):
+    """Those random weights packed as the Story World's asset; it is expanded below `tmp_path`."""
+    net, vae = networks
+    weights = dict(net.state_dict()) | {f"vae.{name}": value for name, value in vae.state_dict().items()}
+    monkeypatch.setattr(host, "WORLD", tmp_path / "world.safetensors")
+    asset.pack(weights, painter.TOKENS, STD, host.WORLD)
+    expand = host.world_checkpoint
+    monkeypatch.setattr(host, "world_checkpoint", lambda this: expand(this, tmp_path))
+
+
+def test_demo_compares_a_story_of_the_world_once_it_is_trained(trained_world, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(host, "set_up", lambda: host.Host(COMFYUI, Path(sys.executable)))
+    monkeypatch.setattr(host, "find", lambda comfyui=None: None)
+    parser = argparse.ArgumentParser()
+    demo.add_arguments(parser)
+    out = tmp_path / "out"
+    assert demo.run(parser.parse_args(["--steps", "1", "--seed", "5", "--out", str(out)])) == 0
+    ways = ("one_prompt", "separate_prompts")
+    frames = [f"frame_{way}_0{i}.png" for way in ways for i in range(1, 6)]
+    assert sorted(path.name for path in out.iterdir()) == sorted([*frames, *(f"board_{way}.png" for way in ways)])
+    assert Image.open(out / frames[0]).size == (128, 128)
+    assert Image.open(out / "board_one_prompt.png").width == demo.WORLD["page_width"]
+    assert "onestory_world.safetensors, 128x128, steps 1, seed 5" in capsys.readouterr().err
+
+
+def test_without_the_trained_weights_one_sentence_says_how_to_make_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(host, "WORLD", host.ROOT / "demo" / "nothing.safetensors")
+    with pytest.raises(Failure, match="There is no demo/nothing.safetensors: docs/story-world.md says how"):
+        host.world_checkpoint(host.Host(COMFYUI, Path(sys.executable)), tmp_path)

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from ..bench import report
-from . import host, quality_servers
+from . import host, quality_servers, quality_world
 from .failure import Failure
 
 OPTIONS = ("sizes", "device", "attention", "clock", "threads")
@@ -68,9 +68,9 @@ def run_speed(args: argparse.Namespace) -> int:
 
 
 def run_quality(args: argparse.Namespace) -> int:
-    if args.server:
+    if args.server or args.checkpoint or args.stories:
         return quality_servers.run(args)
-    raise Failure("bench quality needs a running ComfyUI: name one or several with --server URL.")
+    return quality_world.run(args)
 
 
 # name: what adds the suite's arguments, what measures it, what it measures

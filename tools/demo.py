@@ -1,7 +1,8 @@
 """Make a story's frames and board with ComfyUI, and save them as PNG.
 
 Without --checkpoint the pictures come from a small random checkpoint: they show that everything runs, and are only
-texture. With one, any Stable Diffusion 1.x, 2.x or SDXL checkpoint makes them.
+texture. Once the Story World's is trained (docs/story-world.md), it is used instead, and the same story is also made
+from separate prompts to compare. With --checkpoint, any Stable Diffusion 1.x, 2.x or SDXL checkpoint makes them.
 """
 
 import argparse
@@ -21,6 +22,11 @@ from .client import Client, Workflow, images
 from .failure import Failure
 
 WORKFLOW = host.ROOT / "workflows" / "api" / "One Prompt One Story.json"
+COMPARISON = host.ROOT / "workflows" / "api" / "Story vs Separate Prompts.json"
+WORLD_STORY = host.ROOT / "demo" / "story.txt"
+
+# What suits the Story World's checkpoint, which knows no words but its own (demo/world/captions.py).
+WORLD = {"size": (128, 128), "steps": 20, "negative": "", "page_width": 1280}
 
 LOG = host.HOST / "comfyui.log"
 
@@ -77,8 +83,9 @@ def size(text: str) -> tuple[int, int]:
 def run(args: argparse.Namespace) -> int:
     if args.server and args.comfyui:
         raise Failure("--server and --comfyui exclude each other: name the running ComfyUI, or the one to start.")
-    workflow = json.loads(WORKFLOW.read_text(encoding="utf-8"))
-    story = read_story(args.story) if args.story else None
+    world = not (args.server or args.checkpoint) and host.WORLD.is_file()
+    workflow = json.loads((COMPARISON if world else WORKFLOW).read_text(encoding="utf-8"))
+    story = read_story(args.story or WORLD_STORY) if args.story or world else None
     given = {name: vars(args)[name] for name in ("size", "seed", "steps") if vars(args)[name] is not None}
     folder = args.out or free_path(host.ROOT / "out" / slug(story.title if story else WORKFLOW.stem))
     with new_folder(folder), serving(args) as (url, defaults):
@@ -87,8 +94,7 @@ def run(args: argparse.Namespace) -> int:
         check_server(client, workflow, args.server is None)
         host.say(summary(workflow))
         outputs = client.run(workflow, ProgressBar(workflow))
-        frames, board = (pictures(client, workflow, outputs, kind) for kind in ("frame", "board"))
-        paths = save(folder, frames, board)
+        paths = save(folder, pictures(client, workflow, outputs))
     print(*paths, sep="\n")
     return 0
 
@@ -128,6 +134,9 @@ def serving(args: argparse.Namespace) -> Iterator[tuple[str, dict]]:
     if checkpoint:
         side = trained_size(checkpoint)
         defaults: dict = {"size": (side, side)} if side else {}
+    elif host.WORLD.is_file():
+        host.say("No --checkpoint: the Story World's is used, which draws one little cartoon world.")
+        checkpoint, defaults = host.world_checkpoint(this), WORLD
     else:
         host.say("No --checkpoint: a random one is used, whose pictures are only texture.")
         checkpoint = host.random_checkpoint(this)
@@ -180,14 +189,27 @@ def fill_in(workflow: Workflow, story: StoryText | None, settings: dict) -> Work
     wanted = {
         "OneStoryScript": {"identity": story and story.identity, "frames": story and story.frames},
         "CheckpointLoaderSimple": {"ckpt_name": settings.get("checkpoint")},
-        "KSampler": {"seed": settings.get("seed"), "steps": settings.get("steps")},
+        "KSampler": {"steps": settings.get("steps")},
         "OneStoryLatent": {"width": width, "height": height},
+        "CLIPTextEncode": {"text": settings.get("negative")},
+        "OneStoryBoard": {"page_width": settings.get("page_width")},
     }
     for node in workflow.values():
         for name, value in wanted.get(node["class_type"], {}).items():
             if value is not None:
                 node["inputs"][name] = value
+    if settings.get("seed") is not None:
+        holder, name = seed_of(workflow)
+        holder[name] = settings["seed"]
     return workflow
+
+
+def seed_of(workflow: Workflow) -> tuple[dict, str]:
+    """The inputs that hold the workflow's one seed and its name there: a sampler's, or those of a node wired to it."""
+    sampler = next(node for node in workflow.values() if node["class_type"] == "KSampler")["inputs"]
+    if isinstance(sampler["seed"], list):
+        return workflow[sampler["seed"][0]]["inputs"], "value"
+    return sampler, "seed"
 
 
 def check_server(client: Client, workflow: Workflow, ours: bool) -> None:
@@ -210,9 +232,10 @@ def summary(workflow: Workflow) -> str:
     """One line that says what is about to be made."""
     found = {node["class_type"]: node["inputs"] for node in workflow.values()}
     sampler, latent = found["KSampler"], found["OneStoryLatent"]
+    holder, name = seed_of(workflow)
     return (
         f"{found['CheckpointLoaderSimple']['ckpt_name']}, {latent['width']}x{latent['height']}, "
-        f"steps {sampler['steps']}, seed {sampler['seed']}"
+        f"steps {sampler['steps']}, seed {holder[name]}"
     )
 
 
@@ -231,22 +254,26 @@ class ProgressBar:
             host.show(f"{title} [{'#' * filled}{'.' * (30 - filled)}] {data['value']}/{data['max']}")
 
 
-def pictures(client: Client, workflow: Workflow, outputs: dict, kind: str) -> list[bytes]:
-    """The pictures that the workflow's Save Image node for `kind` ("frame", "board") made."""
-    prefix = f"OneStory/{kind}"
-    nodes = [key for key, node in workflow.items() if node["inputs"].get("filename_prefix") == prefix]
-    return [client.download(image) for image in images(outputs, nodes)]
+def pictures(client: Client, workflow: Workflow, outputs: dict) -> dict[str, list[bytes]]:
+    """What the Save Image nodes wrote, by their prefix behind "OneStory/": "frame", "board", "frame one prompt"."""
+    found = {}
+    for key, node in workflow.items():
+        folder, _, kind = node["inputs"].get("filename_prefix", "").partition("/")
+        if folder == "OneStory":
+            found[kind] = [client.download(image) for image in images(outputs, [key])]
+    return found
 
 
-def save(folder: Path, frames: list[bytes], boards: list[bytes]) -> list[Path]:
-    """Write the pictures into `folder`, under names that nothing has there yet; returns their paths."""
-    digits = max(2, len(str(len(frames))))
-    names = [f"frame_{i:0{digits}}.png" for i in range(1, len(frames) + 1)] + ["board.png"] * len(boards)
+def save(folder: Path, found: dict[str, list[bytes]]) -> list[Path]:
+    """Write the pictures into `folder`, under names that nothing has there yet; returns their paths, frames first."""
     paths = []
-    for name, data in zip(names, frames + boards, strict=True):
-        path = free_path(folder / name)
-        path.write_bytes(data)
-        paths.append(path)
+    for kind in sorted(found, key=lambda kind: kind.startswith("board")):
+        digits = max(2, len(str(len(found[kind]))))
+        for i, data in enumerate(found[kind], 1):
+            number = f"_{i:0{digits}}" if kind.startswith("frame") else ""
+            path = free_path(folder / f"{kind.replace(' ', '_')}{number}.png")
+            path.write_bytes(data)
+            paths.append(path)
     return paths
 
 

@@ -29,6 +29,7 @@ from .failure import Failure
 ROOT = Path(__file__).resolve().parents[1]
 HOST = ROOT / ".host"
 TOOLS = ROOT / "tools"
+WORLD = ROOT / "demo" / "story_world.safetensors"
 PACK = "onestory"
 
 UV = "uv>=0.8,<1"
@@ -340,9 +341,11 @@ def random_checkpoint(host: Host, folder: Path = HOST) -> Path:
 
 
 def world_checkpoint(host: Host, folder: Path = HOST) -> Path:
-    """The Story World's checkpoint, expanded from the shipped asset; likewise."""
-    script, asset = ROOT / "demo" / "asset.py", ROOT / "demo" / "story_world.safetensors"
-    return checkpoint(host, folder, "onestory_world", [script, asset], "Story World's checkpoint", script)
+    """The Story World's checkpoint, expanded from its asset; likewise. Raises `Failure` when nobody has trained it."""
+    if not WORLD.is_file():
+        raise Failure(f"There is no {WORLD.relative_to(ROOT)}: docs/story-world.md says how to train and pack it.")
+    script = ROOT / "demo" / "asset.py"
+    return checkpoint(host, folder, "onestory_world", [script, WORLD], "Story World's checkpoint", script, WORLD)
 
 
 def checkpoint(host: Host, folder: Path, stem: str, sources: Sequence[Path], what: str, *command: Path) -> Path:

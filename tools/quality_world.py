@@ -1,0 +1,69 @@
+"""Make many stories with the Story World's checkpoint in every way, and read what their frames show.
+
+Without --server, on a ComfyUI of its own. What is made is kept, so the run may be interrupted and run again.
+"""
+
+import argparse
+import json
+import subprocess
+import tempfile
+from pathlib import Path
+
+from ..bench.quality.servers_graphs import ROWS
+from ..story.files import StoryText
+from . import host
+from .client import Client
+from .demo import WORLD
+from .failure import Failure
+from .quality_servers import Job, Maker, jobs_of, keep_settings, settings_of
+
+SCRIPT = host.ROOT / "bench" / "quality" / "world.py"
+STORIES, SEEDS, STEPS = 60, (1, 2, 3), 16
+REPORT = "table.md", "results.json", "table.png"
+
+
+def run(args: argparse.Namespace) -> int:
+    """Make what is missing, then measure it. Returns 1 when a story could not be made."""
+    this = host.set_up()
+    checkpoint = host.world_checkpoint(this)
+    count = args.limit or STORIES
+    stories = world_stories(this, count)
+    rows = tuple(ROWS) if args.rows is None else tuple(args.rows)
+    seeds = args.seeds or list(SEEDS)
+    settings = {
+        **settings_of(checkpoint.name, "the Story World's", (128, 128), args.steps or STEPS, args.eot, None, stories),
+        "negative": WORLD["negative"],
+    }
+    out = args.out or host.ROOT / "out" / "quality_story_world"
+    keep_settings(out, settings)
+    jobs = jobs_of(out, stories, rows, seeds)
+    errors: dict[Job, str] = {}
+    if not all(job.made for job in jobs):
+        with (
+            tempfile.TemporaryDirectory(dir=host.HOST, prefix="run-", ignore_cleanup_errors=True) as name,
+            host.running(this, Path(name), checkpoint.parent, log=host.HOST / "comfyui.log") as url,
+        ):
+            errors = Maker([Client(url)], stories, jobs, settings).run()
+    made = [job for job in jobs if job.made]
+    if not made:
+        raise Failure(next(iter(errors.values())))
+    task = {
+        "count": count,
+        "rows": {name: ROWS[name].title for name in rows},
+        "boards": [[job.story, job.row, str(job.folder)] for job in made],
+        "out": str(out),
+        "folder": str(host.HOST / "train"),
+    }
+    done = subprocess.run([this.python, SCRIPT, "measure"], input=json.dumps(task), text=True)
+    if done.returncode:
+        raise Failure("The pictures could not be measured: see the message above.")
+    host.say("\n".join(str(out / name) for name in REPORT))
+    return 1 if errors else 0
+
+
+def world_stories(this: host.Host, count: int) -> list[StoryText]:
+    """The first stories of the Story World, which needs torch and so the host's Python."""
+    done = subprocess.run([this.python, SCRIPT, "stories", str(count)], capture_output=True, text=True)
+    if done.returncode:
+        raise Failure(f"The stories could not be written:\n{host.tail(done.stderr)}")
+    return [StoryText(*story) for story in json.loads(done.stdout)]

@@ -29,15 +29,12 @@ LATENT_SCALE = 0.18215
 """Stable Diffusion 1.x multiplies latents by this; the file's `vae_scale` takes it back."""
 
 
-def pack(weights: dict[str, Tensor], tokens: list[int], latent_std: float, path: Path = ASSET) -> int:
+def pack(weights: dict[str, Tensor], tokens: list[int], path: Path = ASSET) -> int:
     """Write the asset from weights named "unet...", "text...", "vae..."; returns its size in bytes.
 
-    `tokens` are CLIP's numbers of the text encoder's rows, `latent_std` the deviation of the autoencoder's latents.
+    `tokens` are CLIP's numbers of the text encoder's rows; the autoencoder's latents have unit scale.
     """
-    stored: dict[str, Tensor] = {
-        "tokens": torch.tensor(tokens, dtype=torch.int32),
-        "latent_std": torch.tensor(latent_std, dtype=torch.float32),
-    }
+    stored: dict[str, Tensor] = {"tokens": torch.tensor(tokens, dtype=torch.int32)}
     for name, weight in weights.items():
         if weight.dim() < 2:
             stored[name] = weight.half()
@@ -55,11 +52,11 @@ def pack(weights: dict[str, Tensor], tokens: list[int], latent_std: float, path:
     return path.stat().st_size
 
 
-def unpack(path: Path = ASSET) -> tuple[dict[str, Tensor], list[int], float]:
-    """What `pack` was given, as near as the asset holds it: weights in float32, tokens, the latents' deviation."""
+def unpack(path: Path = ASSET) -> tuple[dict[str, Tensor], list[int]]:
+    """What `pack` was given, as near as the asset holds it: weights in float32, and tokens."""
     with safe_open(path, "pt") as file:
         stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    tokens, latent_std = stored.pop("tokens").tolist(), stored.pop("latent_std").item()
+    tokens = stored.pop("tokens").tolist()
     weights = {}
     for name, value in stored.items():
         name, _, kind = name.rpartition(".")
@@ -70,12 +67,12 @@ def unpack(path: Path = ASSET) -> tuple[dict[str, Tensor], list[int], float]:
             weights[name] = (rows * stored[f"{name}.step"].float()[:, None]).view(shape)
         elif kind not in ("step", "shape"):
             weights[f"{name}.{kind}"] = value.float()
-    return weights, tokens, latent_std
+    return weights, tokens
 
 
 def checkpoint(path: Path = ASSET) -> dict[str, Tensor]:
     """The tensors of the Stable Diffusion 1.5 checkpoint, in half precision."""
-    weights, tokens, latent_std = unpack(path)
+    weights, tokens = unpack(path)
     found = {}
     for name, weight in weights.items():
         part, _, rest = name.partition(".")
@@ -83,7 +80,7 @@ def checkpoint(path: Path = ASSET) -> dict[str, Tensor]:
             found[f"model.diffusion_model.{rest}"] = weight
         elif part == "vae":
             found[f"first_stage_model.{rest}"] = weight
-    found["first_stage_model.vae_scale"] = torch.tensor(LATENT_SCALE * latent_std)
+    found["first_stage_model.vae_scale"] = torch.tensor(LATENT_SCALE)
     found["first_stage_model.vae_shift"] = torch.tensor(0.0)
     text = clip(weights, tokens)
     found |= {f"cond_stage_model.transformer.text_model.{name}": weight for name, weight in text.items()}

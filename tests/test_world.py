@@ -14,7 +14,7 @@ from onestory.bench.quality.world_probe import ProbeStage, accuracies, pictures_
 from onestory.bench.quality.world_stories import world_stories
 from onestory.demo import asset
 from onestory.demo.train import painter
-from onestory.demo.train.autoencoder import Autoencoder
+from onestory.demo.train.autoencoder import Autoencoder, standardise
 from onestory.demo.train.loop import Stage
 from onestory.demo.world.attributes import FRAME, IDENTITY, NAMES, VALUES, draw, select
 from onestory.demo.world.captions import ACTIVITY_WORDS, SCENE_WORDS, TIME_WORDS, caption
@@ -24,8 +24,6 @@ from onestory.tools.failure import Failure
 from PIL import Image
 from reference import relative_error
 from safetensors.torch import save_file
-
-STD = 1.7
 
 
 def look(attributes, index) -> dict[str, int]:
@@ -107,9 +105,9 @@ def expanded(networks, tmp_path_factory):
     net, vae = networks
     folder = tmp_path_factory.mktemp("asset")
     weights = dict(net.state_dict()) | {f"vae.{name}": value for name, value in vae.state_dict().items()}
-    asset.pack(weights, painter.TOKENS, STD, folder / "asset.safetensors")
-    held, tokens, std = asset.unpack(folder / "asset.safetensors")
-    assert tokens == painter.TOKENS and std == pytest.approx(STD, rel=1e-6) and held.keys() == weights.keys()
+    asset.pack(weights, painter.TOKENS, folder / "asset.safetensors")
+    held, tokens = asset.unpack(folder / "asset.safetensors")
+    assert tokens == painter.TOKENS and held.keys() == weights.keys()
     for name, weight in weights.items():
         assert held[name].shape == weight.shape
         assert (held[name] - weight).norm() <= 0.055 * weight.norm(), name
@@ -152,7 +150,7 @@ def test_the_expanded_autoencoder_is_the_trained_one_at_unit_scale(networks, exp
     picture = render(draw(1, torch.Generator().manual_seed(4)))
     latents = loaded.encode(picture.movedim(1, -1))
     unit = model.model.latent_format.process_in(latents)
-    assert relative_error(unit, vae.encode(picture) / STD) < 1e-2
+    assert relative_error(unit, vae.encode(picture)) < 1e-2
     drawn = loaded.decode(latents).movedim(-1, 1)
     assert (drawn - vae.decode(vae.encode(picture)).clamp(0, 1)).abs().max() < 0.02
 
@@ -164,6 +162,22 @@ def test_an_idle_block_is_one_with_nothing_learned():
     picture = torch.rand(1, 3, 32, 32)
     with torch.inference_mode():
         assert torch.equal(light.decode(light.encode(picture)), full.decode(full.encode(picture)))
+
+
+@torch.inference_mode()
+def test_standardised_latents_have_unit_scale_and_decode_as_before():
+    torch.manual_seed(0)
+    net = Autoencoder()
+    pictures = render(draw(64, torch.Generator().manual_seed(0)))
+    net.taesd_encoder[-1].weight.mul_(0.05)  # within the decoder's bound, where it changes little
+    net.taesd_encoder[-1].bias.copy_(torch.tensor([0.1, -0.2, 0.05, 0.0]))
+    before = net.decode(net.encode(pictures[:2]))[..., 32:-32, 32:-32]
+    standardise(net)
+    latents = net.encode(pictures)
+    assert latents.mean((0, 2, 3)).abs().max() < 1e-4
+    assert (latents.std((0, 2, 3)) - 1).abs().max() < 1e-4
+    after = net.decode(net.encode(pictures[:2]))[..., 32:-32, 32:-32]
+    assert (after - before).abs().mean() < 0.25 * before.std()
 
 
 class Line(Stage):
@@ -284,7 +298,7 @@ def trained_world(networks, tmp_path, monkeypatch):
     net, vae = networks
     weights = dict(net.state_dict()) | {f"vae.{name}": value for name, value in vae.state_dict().items()}
     monkeypatch.setattr(host, "WORLD", tmp_path / "world.safetensors")
-    asset.pack(weights, painter.TOKENS, STD, host.WORLD)
+    asset.pack(weights, painter.TOKENS, host.WORLD)
     expand = host.world_checkpoint
     monkeypatch.setattr(host, "world_checkpoint", lambda this: expand(this, tmp_path))
 

@@ -62,9 +62,8 @@ def main() -> None:
 def pack(folder: Path, found: list[Stage]) -> int:
     """Write the asset from painter and decoder as far as they are trained; returns its size in bytes."""
     (painter,) = (stage for stage in found if isinstance(stage, PainterStage))
-    net, latent_std = autoencoder(folder, "cpu")
-    weights = painter.trained() | {f"vae.{name}": value for name, value in net.state_dict().items()}
-    return asset.pack(weights, TOKENS, latent_std)
+    vae = autoencoder(folder, "cpu").state_dict()
+    return asset.pack(painter.trained() | {f"vae.{name}": value for name, value in vae.items()}, TOKENS)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """An autoencoder in TAESD's layout, and its training on the world."""
 
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -10,7 +11,6 @@ from ..world.attributes import draw
 from ..world.render import render
 from .loop import Stage, channels_last
 
-NOISE = 0.03
 CROP = 64
 BEFORE = "autoencoder.state.pt"
 
@@ -93,10 +93,35 @@ def crops(generator: torch.Generator, count: int, device: str) -> Tensor:
     return torch.stack([p[:, y : y + CROP, x : x + CROP] for p, (y, x) in zip(pictures, corners, strict=True)])
 
 
+@torch.no_grad()
+def standardise(net: Autoencoder) -> Autoencoder:
+    """Give latents of the world's pictures mean 0 and deviation 1 in each channel, as diffusion wants them.
+
+    The scale and shift go into the encoder's last layer and the decoder's first. Between these are the decoder's bound,
+    and at the edges padding, so it has a little to learn again.
+    """
+    latents = net.encode(render(draw(64, torch.Generator().manual_seed(0))))
+    mean, deviation = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
+    last, first = cast(nn.Conv2d, net.taesd_encoder[-1]), cast(nn.Conv2d, net.taesd_decoder[1])
+    assert last.bias is not None and first.bias is not None
+    last.weight.div_(deviation.view(-1, 1, 1, 1))
+    last.bias.sub_(mean).div_(deviation)
+    first.bias.add_((first.weight.sum((2, 3)) * mean).sum(1))
+    first.weight.mul_(deviation.view(1, -1, 1, 1))
+    return net
+
+
+def standardised(folder: Path) -> Autoencoder:
+    """Stage 1's autoencoder with latents of unit scale."""
+    net = Autoencoder()
+    net.load_state_dict(torch.load(folder / BEFORE, map_location="cpu", weights_only=True)["averaged"])
+    return standardise(net)
+
+
 def loss_of(net: Autoencoder, pictures: Tensor, noise: Tensor) -> Tensor:
     """Absolute error of the pictures and of their edges, with a light hand on the latents' size."""
     latents = net.encode(pictures)
-    drawn = net.decode(latents + NOISE * noise).float()
+    drawn = net.decode(latents + noise).float()
     edges = sum((drawn.diff(dim=axis) - pictures.diff(dim=axis)).abs().mean() for axis in (-1, -2))
     squares = (drawn - pictures).square().mean()
     return (drawn - pictures).abs().mean() + edges + 2 * squares + 1e-3 * latents.float().square().mean()
@@ -107,6 +132,8 @@ class AutoencoderStage(Stage):
 
     name = "autoencoder"
     rate = 5e-3
+    noise = 0.03
+    """The deviation of the noise on the latents."""
     average = 0.99
 
     def outside(self, name: str) -> bool:
@@ -120,7 +147,7 @@ class AutoencoderStage(Stage):
         pictures = crops(generator, self.batch, self.device).contiguous(memory_format=torch.channels_last)
         noise = torch.randn(self.batch, 4, CROP // 8, CROP // 8, generator=generator).to(self.device)
         with torch.autocast(self.device, torch.bfloat16):
-            return loss_of(cast(Autoencoder, net), pictures, noise)
+            return loss_of(cast(Autoencoder, net), pictures, self.noise * noise)
 
 
 class DecoderStage(AutoencoderStage):
@@ -128,9 +155,9 @@ class DecoderStage(AutoencoderStage):
 
     name = "decoder"
     rate = 3e-3
+    noise = 0.06
 
     def build(self) -> nn.Module:
-        net = Autoencoder()
-        net.load_state_dict(torch.load(self.folder / BEFORE, map_location="cpu", weights_only=True)["averaged"])
+        net = standardised(self.folder)
         net.taesd_encoder.requires_grad_(False)
         return channels_last(net)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..world.attributes import VALUES, Attributes, draw, select
 from ..world.captions import caption
 from ..world.render import SIDE, render
-from .autoencoder import Autoencoder
+from .autoencoder import Autoencoder, standardised
 from .loop import Stage, channels_last
 from .text_encoder import LENGTH, TextEncoder
 from .unet import UNet
@@ -100,14 +100,14 @@ class PainterStage(Stage):
 
     @torch.inference_mode()
     def make_shard(self, index: int) -> dict[str, Tensor]:
-        net, scale = autoencoder(self.folder, self.device)
+        net = autoencoder(self.folder, self.device)
         attributes = draw(SHARD, torch.Generator().manual_seed(7_919 * (self.seed + 1) + index))
         latents = []
         for start in range(0, SHARD, self.picture_batch):
             part = select(attributes, torch.arange(start, start + self.picture_batch))
             pictures = render(part, device=self.device).contiguous(memory_format=torch.channels_last)
             with torch.autocast(self.device, torch.bfloat16):
-                latents.append((net.encode(pictures).float() / scale).half().cpu())
+                latents.append(net.encode(pictures).half().cpu())
         return {"latents": torch.cat(latents).contiguous(), **attributes}
 
     def loss(self, net: nn.Module, step: int) -> Tensor:
@@ -135,16 +135,13 @@ class PainterStage(Stage):
 
 
 @cache
-def autoencoder(folder: Path, device: str) -> tuple[Autoencoder, float]:
-    """The autoencoder as far as it is trained, and the standard deviation of its latents on pictures of the world."""
-    net = Autoencoder()
-    path = next(path for name in ("decoder", "autoencoder") if (path := folder / f"{name}.state.pt").is_file())
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    net.load_state_dict(state["averaged"])
-    net = channels_last(net.to(device)).eval()
-    with torch.inference_mode():
-        pictures = render(draw(32, torch.Generator().manual_seed(0)), device=device)
-        return net, net.encode(pictures).std().item()
+def autoencoder(folder: Path, device: str) -> Autoencoder:
+    """The autoencoder with latents of unit scale, its decoder as far as it is trained."""
+    net = standardised(folder)
+    path = folder / "decoder.state.pt"
+    if path.is_file():
+        net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["averaged"])
+    return channels_last(net.to(device)).eval()
 
 
 @torch.inference_mode()

@@ -28,12 +28,12 @@ def show_samples(stage: PainterStage) -> Path:
     net = Painter()
     net.load_state_dict(stage.trained())
     net = channels_last(net.to(stage.device)).eval()
-    decoder, scale = autoencoder(stage.folder, stage.device)
+    decoder = autoencoder(stage.folder, stage.device)
     rows = []
     for seed in range(SEEDS):
         latents = sample(net, list(CAPTIONS), seed)
         with torch.inference_mode():
-            rows.append(decoder.decode(latents * scale).clamp(0, 1).cpu())
+            rows.append(decoder.decode(latents).clamp(0, 1).cpu())
     return save_sheet(torch.cat(rows), stage.folder / f"{stage.name}.samples.png")
 
 

@@ -26,7 +26,7 @@ def stages(folder: Path, scale: float, device: str) -> list[Stage]:
     """All stages in order; `scale` multiplies the number of steps."""
     return [
         AutoencoderStage(folder, round(2600 * scale), 16, device=device),
-        PainterStage(folder, round(6000 * scale), 16, device=device),
+        PainterStage(folder, round(4000 * scale), 32, device=device),
         DecoderStage(folder, round(3000 * scale), 16, device=device),
     ]
 

@@ -6,19 +6,19 @@ import torch
 from torch import Tensor, nn
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-ROUNDS = 5
+ROUNDS = 4
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """The nearest matrix [rows, columns] with singular values near 1, by Newton and Schulz's iteration."""
+    """The nearest matrix [rows, columns] with singular values near 1, by Newton and Schulz's iteration in bfloat16."""
     a, b, c = COEFFICIENTS
-    x = matrix / (matrix.norm() + 1e-7)
+    x = (matrix / (matrix.norm() + 1e-7)).bfloat16()
     wide = x.shape[0] <= x.shape[1]
     x = x if wide else x.mT
     for _ in range(ROUNDS):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x if wide else x.mT
+    return (x if wide else x.mT).to(matrix.dtype)
 
 
 class Muon(torch.optim.Optimizer):

@@ -84,7 +84,8 @@ class PainterStage(Stage):
         return channels_last(Painter())
 
     def outside(self, name: str) -> bool:
-        return "embedding" in name or name.startswith(("unet.input_blocks.0.", "unet.out."))
+        # The text encoder and the steps' embedding too: there Muon costs more time than it saves.
+        return name.startswith(("text.", "unet.time_embed.", "unet.input_blocks.0.", "unet.out."))
 
     def shard(self, index: int) -> tuple[Tensor, Attributes]:
         """Latents [pictures, 4, height, width] of unit scale and their attributes; made once, then read."""

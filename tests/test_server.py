@@ -1,18 +1,11 @@
 """Through a real server: what is wrong in a graph comes back as our sentence, and the server goes on."""
 
 import pytest
+from graphs import SVR
 from onestory.tools.client import WorkflowError
 
 FOX = "a watercolor of a young red fox"
 FRAMES = "reading a book\nrunning through deep snow\nsleeping"
-SVR = {
-    "variant": "released",
-    "express_alpha": 0.01,
-    "express_beta": 1.0,
-    "suppress_alpha": 0.01,
-    "suppress_beta": 0.05,
-    "eot": "reweight",
-}
 
 
 def node(class_type, **inputs):

@@ -294,7 +294,8 @@ def test_the_probe_learns_to_read_pictures(tmp_path):
 
 @pytest.fixture
 def trained_world(networks, tmp_path, monkeypatch):
-    """Those random weights packed as the Story World's asset; it is expanded below `tmp_path`."""
+    """Those random weights packed as the Story World's asset; all that is made of it lies below `tmp_path`."""
+    monkeypatch.setattr(host, "HOST", tmp_path / "host")
     net, vae = networks
     weights = dict(net.state_dict()) | {f"vae.{name}": value for name, value in vae.state_dict().items()}
     monkeypatch.setattr(host, "WORLD", tmp_path / "world.safetensors")

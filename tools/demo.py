@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from ..story.files import StoryText, read_story_file
 from . import host
@@ -26,7 +27,7 @@ COMPARISON = host.ROOT / "workflows" / "api" / "Story vs Separate Prompts.json"
 WORLD_STORY = host.ROOT / "demo" / "story.txt"
 
 # What suits the Story World's checkpoint, which knows no words but its own (demo/world/captions.py).
-WORLD = {"size": (128, 128), "steps": 20, "negative": "", "page_width": 1280}
+WORLD: dict[str, Any] = {"size": (128, 128), "steps": 20, "negative": "", "page_width": 1280}
 
 LOG = host.HOST / "comfyui.log"
 
@@ -83,7 +84,7 @@ def size(text: str) -> tuple[int, int]:
 def run(args: argparse.Namespace) -> int:
     if args.server and args.comfyui:
         raise Failure("--server and --comfyui exclude each other: name the running ComfyUI, or the one to start.")
-    world = not (args.server or args.checkpoint) and host.WORLD.is_file()
+    world = is_world(args)
     workflow = json.loads((COMPARISON if world else WORKFLOW).read_text(encoding="utf-8"))
     story = read_story(args.story or WORLD_STORY) if args.story or world else None
     given = {name: vars(args)[name] for name in ("size", "seed", "steps") if vars(args)[name] is not None}
@@ -97,6 +98,11 @@ def run(args: argparse.Namespace) -> int:
         paths = save(folder, pictures(client, workflow, outputs))
     print(*paths, sep="\n")
     return 0
+
+
+def is_world(args: argparse.Namespace) -> bool:
+    """Whether the Story World's checkpoint makes the pictures."""
+    return not (args.server or args.checkpoint) and host.WORLD.is_file()
 
 
 def read_story(path: Path) -> StoryText:
@@ -134,7 +140,7 @@ def serving(args: argparse.Namespace) -> Iterator[tuple[str, dict]]:
     if checkpoint:
         side = trained_size(checkpoint)
         defaults: dict = {"size": (side, side)} if side else {}
-    elif host.WORLD.is_file():
+    elif is_world(args):
         host.say("No --checkpoint: the Story World's is used, which draws one little cartoon world.")
         checkpoint, defaults = host.world_checkpoint(this), WORLD
     else:

@@ -36,7 +36,9 @@ def run(args: argparse.Namespace) -> int:
     rows = tuple(ROWS) if args.rows is None else tuple(args.rows)
     seeds = args.seeds or list(SEEDS)
     settings = {
-        **settings_of(checkpoint.name, "the Story World's", (128, 128), args.steps or STEPS, args.eot, None, stories),
+        **settings_of(
+            checkpoint.name, "the Story World's", WORLD["size"], args.steps or STEPS, args.eot, None, stories
+        ),
         "negative": WORLD["negative"],
     }
     out = args.out or host.ROOT / "out" / "quality_story_world"

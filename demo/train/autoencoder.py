@@ -9,10 +9,9 @@ from torch.nn import functional as F
 
 from ..world.attributes import draw
 from ..world.render import render
-from .loop import Stage, channels_last
+from .loop import Stage, channels_last, trained_weights
 
 CROP = 64
-BEFORE = "autoencoder.state.pt"
 
 
 def conv(inputs: int, outputs: int, **options) -> nn.Conv2d:
@@ -114,7 +113,7 @@ def standardise(net: Autoencoder) -> Autoencoder:
 def standardised(folder: Path) -> Autoencoder:
     """Stage 1's autoencoder with latents of unit scale."""
     net = Autoencoder()
-    net.load_state_dict(torch.load(folder / BEFORE, map_location="cpu", weights_only=True)["averaged"])
+    net.load_state_dict(trained_weights(folder, AutoencoderStage.name))
     return standardise(net)
 
 

@@ -5,6 +5,7 @@ import math
 import os
 import sys
 import time
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,7 +25,12 @@ def channels_last(net: Net) -> Net:
     return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-class Stage:
+def trained_weights(folder: Path, name: str, device: str = "cpu") -> dict[str, Tensor]:
+    """The averaged weights of a stage, as far as it is trained."""
+    return torch.load(folder / f"{name}.state.pt", map_location=device, weights_only=True)["averaged"]
+
+
+class Stage(ABC):
     """One network's training. A step's data depends on the seed and the step's number alone."""
 
     name: str
@@ -40,13 +46,13 @@ class Stage:
         self.seed = seed
         self.device = device
 
+    @abstractmethod
     def build(self) -> nn.Module:
         """The network with fresh weights."""
-        raise AttributeError
 
+    @abstractmethod
     def loss(self, net: nn.Module, step: int) -> Tensor:
         """The loss of one step, with its graph."""
-        raise AttributeError
 
     def outside(self, name: str) -> bool:
         """Whether a matrix is none of the network's inside: its first or last layer, or a table."""
@@ -73,6 +79,8 @@ class Stage:
         averaged = {name: value.detach().clone() for name, value in net.state_dict().items()}
         optimizer = self.optimizer(net)
         step = self.load(net, averaged, optimizer)
+        if step >= self.steps:
+            return True
         started = saved = time.monotonic()
         recent: list[float] = []
         first = step
@@ -123,7 +131,7 @@ class Stage:
 
     def trained(self) -> dict[str, Tensor]:
         """The averaged weights as far as they are trained."""
-        return torch.load(self.state_file, map_location=self.device, weights_only=True)["averaged"]
+        return trained_weights(self.folder, self.name, self.device)
 
     def log(self, step: int, loss: float, pace: float) -> None:
         line = {"step": step, "loss": round(loss, 5), "pictures_per_second": round(pace, 2), "batch": self.batch}

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from ..world.attributes import VALUES, Attributes, draw, select
 from ..world.captions import caption
 from ..world.render import SIDE, render
-from .autoencoder import Autoencoder, standardised
-from .loop import Stage, channels_last
+from .autoencoder import Autoencoder, DecoderStage, standardised
+from .loop import Stage, channels_last, trained_weights
 from .text_encoder import LENGTH, TextEncoder
 from .unet import UNet
 
@@ -139,9 +139,8 @@ class PainterStage(Stage):
 def autoencoder(folder: Path, device: str) -> Autoencoder:
     """The autoencoder with latents of unit scale, its decoder as far as it is trained."""
     net = standardised(folder)
-    path = folder / "decoder.state.pt"
-    if path.is_file():
-        net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["averaged"])
+    if (folder / f"{DecoderStage.name}.state.pt").is_file():
+        net.load_state_dict(trained_weights(folder, DecoderStage.name))
     return channels_last(net.to(device)).eval()
 
 

@@ -152,7 +152,7 @@ def test_several_servers_share_the_stories_and_a_lost_one_leaves_its_story_to_th
             raise quality_servers.Failure("The connection is gone.")
 
     stories = read_stories(fast[5])
-    settings = {"checkpoint": NAME, "size": "64x64", "steps": 1, "eot": "reweight", "clip-vision": None}
+    settings = {"checkpoint": NAME, "size": "64x64", "steps": 1, "eot": "reweight", "dtype": None, "clip-vision": None}
     jobs = quality_servers.jobs_of(Path(fast[-2]), stories, ("separate",), (1,))
     maker = quality_servers.Maker([Lost(server.url), server], stories, jobs, settings)
     assert maker.run() == {} and [str(f) for f in maker.lost] == ["The connection is gone."]
@@ -203,11 +203,7 @@ def test_bad_input_is_one_sentence(fast, arguments, says, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_without_a_server_it_says_so():
-    assert "--server URL" in one_sentence(run_quality())
-
-
-@pytest.mark.parametrize("name", ["checkpoint", "stories"])
+@pytest.mark.parametrize("name", ["server", "checkpoint", "stories"])
 def test_what_is_missing_is_named(fast, name):
     place = fast.index(f"--{name}")
     assert f"--{name} is missing" in one_sentence(run_quality(*fast[:place], *fast[place + 2 :], "separate"))
@@ -235,7 +231,15 @@ def test_a_story_that_the_nodes_refuse_does_not_stop_the_others(fast, stories, t
 
 def wired(row: str, **settings) -> tuple[dict, list[str]]:
     """A row's graph, and the kinds of node that stand before its sampler."""
-    given = {"checkpoint": NAME, "size": "64x96", "steps": 3, "eot": "scale", "clip-vision": None, **settings}
+    given = {
+        "checkpoint": NAME,
+        "size": "64x96",
+        "steps": 3,
+        "eot": "scale",
+        "dtype": None,
+        "clip-vision": None,
+        **settings,
+    }
     graph = servers_graphs.story_graph(StoryText("A", "a fox", "one\ntwo"), ROWS[row], 7, given)
     (sampler,) = (node for node in graph.values() if node["class_type"] == "KSampler")
     found, todo = [], [sampler["inputs"]["positive"][0], sampler["inputs"]["model"][0]]
@@ -244,6 +248,19 @@ def wired(row: str, **settings) -> tuple[dict, list[str]]:
         found.append(node["class_type"])
         todo += [value[0] for name, value in node["inputs"].items() if name in ("conditioning", "model")]
     return graph, found
+
+
+@pytest.mark.parametrize(
+    ("row", "kinds"),
+    [
+        ("separate", ["OneStoryPrompt"]),
+        ("all", ["OneStorySVR", "OneStorySelfAttention", "OneStoryPrompt", "OneStoryIPCA"]),
+    ],
+)
+def test_another_dtype_stands_in_front_of_all_patches(row, kinds):
+    graph, found = wired(row, dtype="bf16")
+    assert found == [*kinds, "ModelComputeDtype", "CheckpointLoaderSimple"]
+    assert graph["dtype"]["inputs"]["dtype"] == "bf16"
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,7 @@
 """Make a story's frames and board with ComfyUI, and save them as PNG.
 
-Without --checkpoint the pictures come from a small random checkpoint: they show that everything runs, and are only
-texture. Once the Story World's is trained (docs/story-world.md), it is used instead, and the same story is also made
-from separate prompts to compare. With --checkpoint, any Stable Diffusion 1.x, 2.x or SDXL checkpoint makes them.
+Without --checkpoint the Story World's small checkpoint draws a story of its little cartoon world, once from one prompt
+and once from separate prompts, to compare. With --checkpoint, any Stable Diffusion 1.x, 2.x or SDXL checkpoint draws.
 """
 
 import argparse
@@ -51,14 +50,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--server", metavar="URL", help="use this running ComfyUI, which needs the pack installed")
     parser.add_argument("--comfyui", metavar="PATH", help="use the ComfyUI in this folder (default: COMFYUI_PATH)")
     parser.add_argument("--out", metavar="DIR", type=Path, help="where to save (default: a new folder in out/)")
-    parser.add_argument("--steps", metavar="N", type=whole(1, 10000), help="sampling steps (default: 30; random: 4)")
+    parser.add_argument(
+        "--steps", metavar="N", type=whole(1, 10000), help="sampling steps (default: 30; Story World: 20)"
+    )
     parser.add_argument("--seed", metavar="N", type=whole(0, 2**64 - 1), help="seed (default: the workflow's own)")
     parser.add_argument(
         "--size",
         metavar="WxH",
         type=size,
         help="size of a frame in pixels (default: what the checkpoint was trained on, 512x512 for SD1.5 and 1024x1024"
-        " for SDXL; 1024x1024 with --server; random: 256x256)",
+        " for SDXL, 128x128 for the Story World's; 1024x1024 with --server)",
     )
 
 
@@ -102,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
 
 def is_world(args: argparse.Namespace) -> bool:
     """Whether the Story World's checkpoint makes the pictures."""
-    return not (args.server or args.checkpoint) and host.WORLD.is_file()
+    return not (args.server or args.checkpoint)
 
 
 def read_story(path: Path) -> StoryText:
@@ -140,13 +141,9 @@ def serving(args: argparse.Namespace) -> Iterator[tuple[str, dict]]:
     if checkpoint:
         side = trained_size(checkpoint)
         defaults: dict = {"size": (side, side)} if side else {}
-    elif is_world(args):
+    else:
         host.say("No --checkpoint: the Story World's is used, which draws one little cartoon world.")
         checkpoint, defaults = host.world_checkpoint(this), WORLD
-    else:
-        host.say("No --checkpoint: a random one is used, whose pictures are only texture.")
-        checkpoint = host.random_checkpoint(this)
-        defaults = {"size": (256, 256), "steps": 4}
     host.HOST.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=host.HOST, prefix="run-", ignore_cleanup_errors=True) as name:
         folder = Path(name)

@@ -86,6 +86,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="reweight",
         help="SVR's way with the end-of-text tokens; the authors' own benchmark has “scale” (default: reweight)",
     )
+    parser.add_argument(
+        "--dtype",
+        choices=("fp32", "fp16", "bf16"),
+        help="the U-Net computes in this (default: ComfyUI's choice); bf16 halves the time on CPUs that have it",
+    )
     parser.add_argument("--limit", metavar="N", type=whole(1, 10**6), help="only the file's first N stories")
     parser.add_argument("--out", metavar="DIR", type=Path, help="where results are kept (default: a folder in out/)")
     parser.add_argument(
@@ -116,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
     stories = read(args.stories)
     rows, seeds = args.rows or USUAL, args.seeds or [42]
     settings = settings_of(
-        args.checkpoint, args.stories.name, args.size, args.steps or 30, args.eot, args.clip_vision, stories
+        args.checkpoint, args.stories.name, args.size, args.steps or 30, args.eot, args.dtype, args.clip_vision, stories
     )
     servers = [Client(url) for url in dict.fromkeys(Client(url).url for url in args.server)]
     for server in servers:
@@ -159,6 +164,7 @@ def settings_of(
     size: tuple[int, int],
     steps: int,
     eot: str,
+    dtype: str | None,
     clip_vision: str | None,
     stories: Sequence[StoryText],
 ) -> dict[str, Any]:
@@ -169,6 +175,7 @@ def settings_of(
         "size": "{}x{}".format(*size),
         "steps": steps,
         "eot": eot,
+        "dtype": dtype,
         "clip-vision": clip_vision,
         "texts": hashlib.sha256(json.dumps(stories).encode()).hexdigest(),
         "workflow": host.digest(TEMPLATE),

@@ -24,11 +24,6 @@ REPORT = "table.md", "results.json", "table.png"
 
 def run(args: argparse.Namespace) -> int:
     """Make what is missing, then measure it. Returns 1 when a story could not be made."""
-    if not host.WORLD.is_file():
-        raise Failure(
-            "bench quality needs a running ComfyUI (--server URL), or the Story World's checkpoint, which "
-            "docs/story-world.md says how to train."
-        )
     this = host.set_up()
     checkpoint = host.world_checkpoint(this)
     count = args.limit or STORIES
@@ -37,7 +32,14 @@ def run(args: argparse.Namespace) -> int:
     seeds = args.seeds or list(SEEDS)
     settings = {
         **settings_of(
-            checkpoint.name, "the Story World's", WORLD["size"], args.steps or STEPS, args.eot, None, stories
+            checkpoint.name,
+            "the Story World's",
+            WORLD["size"],
+            args.steps or STEPS,
+            args.eot,
+            args.dtype,
+            None,
+            stories,
         ),
         "negative": WORLD["negative"],
     }

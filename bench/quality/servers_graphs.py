@@ -61,9 +61,9 @@ USUAL = ("separate", "consolidated", "naive", "svr", "ipca", "all")
 def story_graph(story: StoryText, row: Row, seed: int, settings: dict[str, Any]) -> dict[str, dict]:
     """The shipped workflow, changed to make `story` in the way of `row`.
 
-    `settings` are `checkpoint`, `negative` where it is not the workflow's, `size` as "WxH", `steps`, `eot` and
-    `clip-vision`, a vision model's name or None. Its output nodes are "frames" and "board picture", previews of the
-    frames and of the board as a strip, and "metrics" where there is a vision model.
+    `settings` are `checkpoint`, `negative` where it is not the workflow's, `size` as "WxH", `steps`, `eot`, `dtype` of
+    the U-Net's computations or None, and `clip-vision`, a vision model's name or None. Its output nodes are "frames"
+    and "board picture", previews of the frames and of the board as a strip, and with a vision model "metrics".
     """
     width, height = map(int, settings["size"].split("x"))
     filled = fill_in(
@@ -92,7 +92,13 @@ def story_graph(story: StoryText, row: Row, seed: int, settings: dict[str, Any])
     if row.reweight == "naive":
         graph["naive"] = node("OneStoryNaiveReweight", conditioning=[prompt, 0], **NAIVE)
     inputs("KSampler")["positive"] = [{"": prompt, "naive": "naive"}.get(row.reweight, svr), 0]
-    model = ipca if row.ipca else ids["CheckpointLoaderSimple"]
+    model = ids["CheckpointLoaderSimple"]
+    if settings["dtype"]:
+        graph["dtype"] = node("ModelComputeDtype", model=[model, 0], dtype=settings["dtype"])
+        model = "dtype"
+    if row.ipca:
+        inputs("OneStoryIPCA")["model"] = [model, 0]
+        model = ipca
     if row.self_attention:
         graph["self-attention"] = node(
             "OneStorySelfAttention", model=[model, 0], **{**SELF_ATTENTION, "variant": row.self_attention}

@@ -26,8 +26,8 @@ def stages(folder: Path, scale: float, device: str) -> list[Stage]:
     """All stages in order; `scale` multiplies the number of steps."""
     return [
         AutoencoderStage(folder, round(2600 * scale), 16, device=device),
-        PainterStage(folder, round(4000 * scale), 32, device=device),
-        DecoderStage(folder, round(3000 * scale), 16, device=device),
+        PainterStage(folder, round(900 * scale), 64, device=device),
+        DecoderStage(folder, round(1000 * scale), 16, device=device),
     ]
 
 

@@ -1,0 +1,125 @@
+"""The Story World's own checkpoint: what it draws with core nodes alone, in `run.py demo` and in `bench quality`."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import COMFYUI
+from onestory.bench.quality.world_probe import ProbeStage
+from onestory.demo.world.attributes import VALUES, draw
+from onestory.demo.world.render import render
+from onestory.tools import bench, demo, host
+from onestory.tools.failure import Failure
+from PIL import Image
+
+
+@pytest.fixture
+def own_host(tmp_path, monkeypatch):
+    """This ComfyUI as the one that was set up; what runs on it, and is trained, stays below `tmp_path`."""
+    monkeypatch.setattr(host, "HOST", tmp_path / "host")
+    monkeypatch.setattr(host, "set_up", lambda: host.Host(COMFYUI, Path(sys.executable)))
+    monkeypatch.setattr(host, "find", lambda comfyui=None: None)
+
+
+def test_demo_compares_a_story_of_the_world(own_host, tmp_path, capsys):
+    parser = argparse.ArgumentParser()
+    demo.add_arguments(parser)
+    out = tmp_path / "out"
+    assert demo.run(parser.parse_args(["--steps", "1", "--seed", "5", "--out", str(out)])) == 0
+    ways = ("one_prompt", "separate_prompts")
+    frames = [f"frame_{way}_0{i}.png" for way in ways for i in range(1, 6)]
+    assert sorted(path.name for path in out.iterdir()) == sorted([*frames, *(f"board_{way}.png" for way in ways)])
+    assert Image.open(out / frames[0]).size == (128, 128)
+    assert Image.open(out / "board_one_prompt.png").width == demo.WORLD["page_width"]
+    assert "onestory_world.safetensors, 128x128, steps 1, seed 5" in capsys.readouterr().err
+
+
+def test_bench_quality_measures_the_world_to_a_table(own_host, tmp_path, capfd):
+    probe = ProbeStage(host.HOST / "train")
+    probe.folder.mkdir(parents=True)
+    net = probe.build()
+    probe.save(net, net.state_dict(), probe.optimizer(net), probe.steps)
+    out = tmp_path / "out"
+
+    def measure(*arguments: object) -> int:
+        parser = argparse.ArgumentParser()
+        bench.add_arguments(parser)
+        usual = ["--limit", 1, "--rows", "separate", "all", "--seeds", 1, "--steps", 1, "--dtype", "fp32", "--out", out]
+        return bench.run(parser.parse_args(["quality", *map(str, usual), *map(str, arguments)]))
+
+    assert measure() == 0
+    found = json.loads((out / "results.json").read_text())
+    assert [(row["row"], row["stories"], row["pictures"]) for row in found["rows"]] == [
+        ("separate", 1, 5),
+        ("all", 1, 5),
+    ]
+    assert found["probe"].keys() == VALUES.keys() and found["pictures"] == 2000
+    for row in found["rows"]:
+        assert row["frechet"] > 0 and all(0 <= low <= mean <= high <= 1 for mean, low, high in row["values"].values())
+    printed = capfd.readouterr()
+    assert (out / "table.md").read_text() in printed.out and "Don't trust its reading" in printed.err
+    assert Image.open(out / "table.png").size == (1000, 620)
+    assert len([*out.rglob("frame_*.png")]) == 10
+    with pytest.raises(Failure, match="results of --steps 1, not 2: choose another --out"):
+        measure("--steps", 2)
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    """The Story World's own checkpoint, as ComfyUI's *Load Checkpoint* gives it."""
+    import comfy.sd
+
+    file = host.world_checkpoint(host.Host(COMFYUI, Path(sys.executable)))
+    return comfy.sd.load_checkpoint_guess_config(str(file))[:3]
+
+
+def paint(model, clip, vae, texts, latent, denoise=1.0) -> torch.Tensor:
+    """Pictures [texts, height, width, 3], by core nodes alone: a KSampler for each text, with the same noise."""
+    import nodes
+
+    (nothing,) = nodes.CLIPTextEncode().encode(clip, "")
+    pictures = []
+    for text in texts:
+        (asked,) = nodes.CLIPTextEncode().encode(clip, text)
+        (found,) = nodes.KSampler().sample(model, 1, 8, 5.0, "euler", "normal", asked, nothing, latent, denoise=denoise)
+        pictures.append(nodes.VAEDecode().decode(vae, found)[0])
+    return torch.cat(pictures)
+
+
+@pytest.mark.parametrize(("width", "height"), [(128, 128), (192, 128), (96, 160)])
+def test_the_shipped_checkpoint_draws_what_is_asked_at_several_sizes(shipped, width, height):
+    import nodes
+
+    (latent,) = nodes.EmptyLatentImage().generate(width, height)
+    bedroom, moon, meadow, sea = paint(
+        *shipped,
+        ["a fox in a bedroom", "a fox on the moon", "a fox in a meadow", "a fox under the sea"],
+        latent,
+    )
+    assert bedroom.shape == (height, width, 3)
+    assert bedroom.mean() > moon.mean() + 0.2
+    sky = {name: picture[: height // 4].mean((0, 1)) for name, picture in (("sea", sea), ("moon", moon))}
+    assert sky["sea"][2] > sky["sea"][0] + 0.1 and sky["sea"][2] > sky["moon"][2]
+    ground = meadow[-height // 8 :].mean((0, 1))
+    assert ground[1] > ground[0] and ground[1] > ground[2]
+
+
+def test_the_shipped_checkpoint_takes_a_picture_and_a_lora(shipped):
+    import comfy.sd
+    from studio import random_lora
+
+    import nodes
+
+    model, clip, vae = shipped
+    picture = render(draw(1, torch.Generator().manual_seed(4))).movedim(1, -1)
+    (latent,) = nodes.VAEEncode().encode(vae, picture)
+    assert (nodes.VAEDecode().decode(vae, latent)[0] - picture).abs().mean() < 0.05
+    (near,) = paint(model, clip, vae, ["a fox in a meadow"], latent, denoise=0.3)
+    (far,) = paint(model, clip, vae, ["a fox in a meadow"], latent, denoise=0.9)
+    assert (near - picture).abs().mean() < (far - picture).abs().mean()
+    patched, words = comfy.sd.load_lora_for_models(model, clip, random_lora(), 8.0, 8.0)
+    (other,) = paint(patched, words, vae, ["a fox in a meadow"], latent, denoise=0.9)
+    assert other.shape == far.shape and (other - far).abs().mean() > 1e-3

@@ -101,8 +101,8 @@ def boards(client: Client, graph: Workflow) -> dict[str, Image.Image]:
     outputs = client.run(graph, demo.ProgressBar(graph))
     found = {}
     for key, node in graph.items():
-        _, _, kind = node["inputs"].get("filename_prefix", "").partition("OneStory/board")
-        if node["class_type"] == "SaveImage" and "OneStory/board" in node["inputs"]["filename_prefix"]:
+        _, marker, kind = node["inputs"].get("filename_prefix", "").partition("OneStory/board")
+        if marker:
             (image,) = images(outputs, [key])
             found[kind.strip()] = Image.open(io.BytesIO(client.download(image))).convert("RGB")
     return found
@@ -139,7 +139,6 @@ def banner(found: dict[str, Image.Image]) -> Image.Image:
 def main(names: Sequence[str]) -> None:
     this = host.set_up()
     checkpoint = host.world_checkpoint(this)
-    host.link_pack(this)
     with (
         tempfile.TemporaryDirectory(dir=host.HOST, prefix="run-", ignore_cleanup_errors=True) as folder,
         host.running(this, Path(folder), checkpoint.parent, log=host.HOST / "comfyui.log") as url,

@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from conftest import COMFYUI
 from onestory.bench.quality.world_probe import ProbeStage
 from onestory.demo.world.attributes import VALUES, draw
 from onestory.demo.world.render import render
-from onestory.tools import bench, demo, host
+from onestory.tools import bench, demo, host, quality_world
 from onestory.tools.failure import Failure
 from PIL import Image
 
@@ -65,6 +66,28 @@ def test_bench_quality_measures_the_world_to_a_table(own_host, tmp_path, capfd):
     assert len([*out.rglob("frame_*.png")]) == 10
     with pytest.raises(Failure, match="results of --steps 1, not 2: choose another --out"):
         measure("--steps", 2)
+    kept = json.loads((out / "settings.json").read_text())
+    (out / "settings.json").write_text(json.dumps({**kept, "weights": "others"}))
+    with pytest.raises(Failure, match="results of another Story World asset: choose another --out"):
+        measure()
+
+
+@pytest.mark.parametrize(
+    ("cores", "gpu", "stories", "threads"), [(2, False, 9, [1, 1]), (8, False, 1, [None]), (8, True, 9, [None])]
+)
+def test_bench_quality_shares_a_cpu_between_servers(own_host, tmp_path, monkeypatch, cores, gpu, stories, threads):
+    @contextmanager
+    def running(this, folder, models, log, threads):
+        assert folder.is_dir() and models == tmp_path
+        yield log, threads
+
+    (tmp_path / "host").mkdir()
+    monkeypatch.setattr(host, "running", running)
+    monkeypatch.setattr(host, "has_gpu", lambda _: gpu)
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    with quality_world.servers(host.set_up(), tmp_path, stories) as found:
+        logs, used = zip(*found, strict=True)
+        assert list(used) == threads and len(set(logs)) == len(logs)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""What the pack's import costs the host's start."""
+"""What the pack's import brings into the host."""
 
 import json
 import subprocess
@@ -10,19 +10,17 @@ from onestory.tools import host
 
 # The host's start up to its custom nodes, then ours by the host's own loader.
 START = """
-import asyncio, json, sys, time
+import asyncio, json, sys
 sys.path.insert(0, sys.argv[1])
 from comfy.cli_args import args
 args.cpu = True
 import nodes
 asyncio.run(nodes.init_builtin_extra_nodes())
 modules, mappings = set(sys.modules), set(nodes.NODE_CLASS_MAPPINGS)
-wall, cpu = time.perf_counter(), time.process_time()
 loaded = asyncio.run(nodes.load_custom_node(sys.argv[2]))
-wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
 files = {name: getattr(sys.modules[name], "__file__", None) for name in set(sys.modules) - modules}
 added = set(nodes.NODE_CLASS_MAPPINGS) - mappings
-print(json.dumps({"loaded": loaded, "nodes": sorted(added), "files": files, "wall": wall, "cpu": cpu}))
+print(json.dumps({"loaded": loaded, "nodes": sorted(added), "files": files}))
 """
 
 
@@ -50,8 +48,3 @@ def test_it_brings_no_package_that_the_host_lacks(start):
     foreign = {name for name in foreign if not name.startswith(pack)}
     assert foreign == set()
     assert (host.ROOT / "requirements.txt").read_text().strip() == ""
-
-
-def test_it_takes_less_than_three_tenths_of_a_second(start):
-    print(f"the pack's import: {start['wall']:.3f} s, {start['cpu']:.3f} s of CPU time")
-    assert start["cpu"] < 0.3

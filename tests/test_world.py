@@ -121,6 +121,25 @@ TEXT = "a spotted blue fox with a red scarf, reading a book in the forest at nig
 
 
 @torch.inference_mode()
+def test_spread_captions_differ_in_size_alone_and_in_padding_that_says_nothing(networks):
+    net, _ = networks
+    rows = torch.tensor([painter.tokens(text) for text in ("", *[TEXT] * 100)])
+    plain, empty = net.text(rows), net.text(rows[:1])
+    found = net.spread(rows, random.Random(1))
+    assert torch.equal(found[0], plain[0])
+    assert torch.equal(found, net.spread(rows, random.Random(1)))
+    end = 1 + len(TEXT.replace(",", " ,").split())
+    assert torch.equal(found[1:, 0], plain[1:, 0])
+    sizes = found[1:].norm(dim=-1) / plain[1:].norm(dim=-1)
+    assert relative_error(found[1:, :end], plain[1:, :end] * sizes[:, :end, None]) < 1e-6
+    directions = found[1:, end:] / sizes[:, end:, None]
+    said, silent = (((directions - wanted[:, end:]).abs() < 1e-3).all((1, 2)) for wanted in (plain[1:], empty))
+    assert (said ^ silent).all() and said.any() and silent.sum() > said.sum()
+    assert (sizes[:, 1:end] < 0.11).any(1).float().mean() == pytest.approx(painter.FAINT_SHARE, abs=0.1)
+    assert (sizes[:, end:].amax(1) - sizes[:, end:].amin(1)).max() < 1e-4
+
+
+@torch.inference_mode()
 def test_the_expanded_text_encoder_is_the_trained_one(networks, expanded):
     net, _ = networks
     clip = expanded[1]

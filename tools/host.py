@@ -382,12 +382,13 @@ def running(
     cpu: bool | None = None,
     log: Path | None = None,
     more: Sequence[str] = (),
+    threads: int | None = None,
 ) -> Iterator[str]:
     """Run the host headless on a free loopback port; gives its URL and stops it however the block ends.
 
     All that the server writes goes below `folder`. `models` is a folder of checkpoints to see beside the host's own.
     `cpu` None means: when the host's torch finds no GPU. `log` is `folder/comfyui.log` unless given. `more` are further
-    arguments for ComfyUI.
+    arguments for ComfyUI. `threads` is how many of the CPU's it computes with; None leaves that to torch.
     """
     show("Starting ComfyUI ...")
     name = link_pack(host)
@@ -397,6 +398,7 @@ def running(
         process = subprocess.Popen(
             [host.python, host.comfyui / "main.py", *arguments],
             cwd=folder,
+            env={**os.environ, "OMP_NUM_THREADS": str(threads)} if threads else None,
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=file,

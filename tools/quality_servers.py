@@ -34,7 +34,7 @@ from .failure import Failure
 
 MEASURE = host.ROOT / "bench" / "quality" / "servers_measure.py"
 SETTINGS = "settings.json"
-DIGESTS = {"texts": "other story texts", "workflow": "another shipped workflow"}
+DIGESTS = {"texts": "other story texts", "workflow": "another shipped workflow", "weights": "another Story World asset"}
 RESULT = "result.json"
 
 EPILOG = """\

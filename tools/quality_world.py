@@ -1,12 +1,15 @@
 """Make many stories with the Story World's checkpoint in every way, and read what their frames show.
 
-Without --server, on a ComfyUI of its own. What is made is kept, so the run may be interrupted and run again.
+Without --server, on ComfyUIs of its own. What is made is kept, so the run may be interrupted and run again.
 """
 
 import argparse
 import json
+import os
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from ..bench.quality.servers_graphs import ROWS
@@ -31,6 +34,7 @@ def run(args: argparse.Namespace) -> int:
     rows = tuple(ROWS) if args.rows is None else tuple(args.rows)
     seeds = args.seeds or list(SEEDS)
     settings = {
+        "weights": host.digest(host.WORLD),
         **settings_of(
             checkpoint.name,
             "the Story World's",
@@ -47,12 +51,10 @@ def run(args: argparse.Namespace) -> int:
     keep_settings(out, settings)
     jobs = jobs_of(out, stories, rows, seeds)
     errors: dict[Job, str] = {}
-    if not all(job.made for job in jobs):
-        with (
-            tempfile.TemporaryDirectory(dir=host.HOST, prefix="run-", ignore_cleanup_errors=True) as name,
-            host.running(this, Path(name), checkpoint.parent, log=host.HOST / "comfyui.log") as url,
-        ):
-            errors = Maker([Client(url)], stories, jobs, settings).run()
+    missing = {job.story for job in jobs if not job.made}
+    if missing:
+        with servers(this, checkpoint.parent, len(missing)) as urls:
+            errors = Maker([Client(url) for url in urls], stories, jobs, settings).run()
     made = [job for job in jobs if job.made]
     if not made:
         raise Failure(next(iter(errors.values())))
@@ -68,6 +70,26 @@ def run(args: argparse.Namespace) -> int:
         raise Failure("The pictures could not be measured: see the message above.")
     host.say("\n".join(str(out / name) for name in REPORT))
     return 1 if errors else 0
+
+
+@contextmanager
+def servers(this: host.Host, checkpoints: Path, most: int) -> Iterator[list[str]]:
+    """ComfyUIs for at most so many stories at a time: one on a GPU, else two that share the CPU's cores.
+
+    So small a U-Net does not keep all threads of one server busy.
+    """
+    cores = os.cpu_count() or 1
+    count = 1 if cores == 1 or host.has_gpu(this) else min(2, most)
+    with ExitStack() as stack:
+        urls = []
+        for number in range(count):
+            folder = stack.enter_context(
+                tempfile.TemporaryDirectory(dir=host.HOST, prefix="run-", ignore_cleanup_errors=True)
+            )
+            log = host.HOST / f"comfyui{number or ''}.log"
+            threads = cores // count if count > 1 else None
+            urls.append(stack.enter_context(host.running(this, Path(folder), checkpoints, log=log, threads=threads)))
+        yield urls
 
 
 def world_stories(this: host.Host, count: int) -> list[StoryText]:

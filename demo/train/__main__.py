@@ -26,7 +26,7 @@ def stages(folder: Path, scale: float, device: str) -> list[Stage]:
     """All stages in order; `scale` multiplies the number of steps."""
     return [
         AutoencoderStage(folder, round(2600 * scale), 16, device=device),
-        PainterStage(folder, round(900 * scale), 64, device=device),
+        PainterStage(folder, round(1143 * scale), 64, device=device),
         DecoderStage(folder, round(1000 * scale), 16, device=device),
     ]
 

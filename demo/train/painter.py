@@ -1,6 +1,7 @@
 """The U-Net and the text encoder, trained together on the world's latents."""
 
 import json
+import math
 import os
 import random
 from functools import cache
@@ -42,6 +43,16 @@ SHARD = 1000
 FIRST_SHARDS = 6
 STEPS_PER_SHARD = 40
 """One more shard of pictures joins every so many steps."""
+SPREAD_FROM = 0.65
+"""From this share of the steps on, the captions' embeddings are spread; before, they are as the encoder gives them."""
+SILENT_SHARE = 0.75
+"""Captions whose padding is the empty caption's, so that their words alone say something."""
+UNEVEN_SHARE = 0.5
+"""Captions whose padding, and others whose words, have other sizes than the encoder gives them."""
+FAINT_SHARE = 0.5
+"""Captions of which some words in a row are next to nothing."""
+FAINT_WORDS = 0.5
+"""The longest such row, as a share of the caption."""
 
 
 def signal() -> Tensor:
@@ -66,8 +77,36 @@ class Painter(nn.Module):
         self.text = TextEncoder(len(TOKENS))
         self.unet = UNet()
 
-    def forward(self, latents: Tensor, steps: Tensor, rows: Tensor) -> Tensor:
-        return self.unet(latents, steps, self.text(rows))
+    def forward(self, latents: Tensor, steps: Tensor, rows: Tensor, spread: random.Random | None = None) -> Tensor:
+        return self.unet(latents, steps, self.text(rows) if spread is None else self.spread(rows, spread))
+
+    def spread(self, rows: Tensor, rng: random.Random) -> Tensor:
+        """Embeddings [batch, 77, 768] whose sizes vary and whose padding may say nothing; empty captions stay as is.
+
+        Left alone, so small a painter reads captions from the padding, where the causal encoder sums them up, and what
+        is done to a caption's words (weights, reweighting) changes nothing. What varies has nothing to do with what a
+        picture shows: which words become faint is not which frame prompt the picture leaves out.
+        """
+        empty = torch.tensor([tokens("")], device=rows.device)
+        *said, unsaid = self.text(torch.cat([rows, empty])).split(1)
+        ends = (rows == ROWS[END]).int().argmax(1).tolist()
+        return torch.cat([self.spread_one(x, end, unsaid, rng) for x, end in zip(said, ends, strict=True)])
+
+    @staticmethod
+    def spread_one(embedding: Tensor, end: int, unsaid: Tensor, rng: random.Random) -> Tensor:
+        if end == 1:
+            return embedding
+        if rng.random() < SILENT_SHARE:
+            embedding = torch.cat([embedding[:, :end], unsaid[:, end:]], 1)
+        sizes = torch.ones(LENGTH)
+        if rng.random() < UNEVEN_SHARE:
+            sizes[end:] = math.exp(rng.uniform(math.log(0.03), math.log(4)))
+        if rng.random() < UNEVEN_SHARE:
+            sizes[1:end] = torch.tensor([math.exp(rng.uniform(math.log(0.5), math.log(2.5))) for _ in range(1, end)])
+        if rng.random() < FAINT_SHARE:
+            first, words = rng.randrange(1, end), rng.randint(1, max(1, round(FAINT_WORDS * (end - 1))))
+            sizes[first : min(end, first + words)] = rng.uniform(0, 0.1)
+        return embedding * sizes.to(embedding).view(1, -1, 1)
 
 
 class PainterStage(Stage):
@@ -132,8 +171,9 @@ class PainterStage(Stage):
         steps = torch.randint(STEPS, (self.batch,), generator=generator)
         share = self.signal[steps].to(self.device).view(-1, 1, 1, 1)
         noisy = share.sqrt() * clean + (1 - share).sqrt() * noise
+        spread = random.Random(f"{self.seed} {step}") if step >= SPREAD_FROM * self.steps else None
         with torch.autocast(self.device, torch.bfloat16):
-            found = net(noisy, steps.to(self.device), torch.tensor(rows, device=self.device))
+            found = net(noisy, steps.to(self.device), torch.tensor(rows, device=self.device), spread)
         ratio = share / (1 - share)
         weight = (MIN_SNR / ratio).clamp(max=1)
         return (weight * (found.float() - noise).square()).mean()

@@ -47,18 +47,21 @@ class Picture(NamedTuple):
 STORIES = {
     "One Prompt One Story": Picture(
         "an orange fox with a scarf",
-        "reading a book in the forest # Once upon a time\nholding a balloon in the city # in the city\n"
-        "under an umbrella on the beach # by the sea\ncarrying a lantern in the snow # in the snow",
+        "in the forest # Once upon a time\nin the city # in the city\non the beach # by the sea\n"
+        "in the library # it read a book",
+        seed=4,
     ),
     "Story vs Separate Prompts": Picture(
-        "a bear with a hat",
-        "reading a book in the forest\nholding a balloon in the city\nunder an umbrella on the beach",
+        "a fox with a scarf",
+        "in the forest\nin the city\non the moon",
+        seed=5,
         board={"columns": 1, "captions": False},
     ),
     "Comic Page": Picture(
         "a blue cat with a crown",
         "in a meadow # “Out!”\nholding a balloon in the mountains # Up…\nin the desert # …and on.\n"
-        "eating an ice cream on the beach # “At last.”\nunder an umbrella in the city\nin a bedroom at night # Home.",
+        "eating an ice cream on the beach # “At last.”\nin the city # So big.\nin a bedroom at night # Home.",
+        seed=8,
     ),
     "Two Characters": Picture(
         "[Ruby] a red fox with a scarf\n[Olga] a purple owl with a crown",
@@ -67,12 +70,13 @@ STORIES = {
     ),
     "Long Story in Runs": Picture(
         "a striped green frog with a top hat",
-        "in a meadow\nin the forest\nholding a balloon in the city\non the beach\nunder the sea\nin the desert\n"
+        "in a meadow\nin the forest\nin the city\non the beach\non the moon\nin the desert\n"
         "in the mountains\nin the snow\non a farm",
     ),
     "Self-Attention with LoRA and ControlNet": Picture(
         "a pink rabbit with a scarf",
         "in a meadow\nreading a book in the library\non the beach at sunset\ncarrying a lantern on the moon",
+        seed=3,
     ),
 }
 
@@ -148,7 +152,10 @@ def main(names: Sequence[str]) -> None:
             if name == BANNER.stem:
                 story = demo.read_story(demo.WORLD_STORY)
                 graph = json.loads(demo.COMPARISON.read_text(encoding="utf-8"))
-                graph = demo.fill_in(graph, story, {**demo.WORLD, "checkpoint": checkpoint.name})
+                graph = demo.fill_in(graph, story, {**demo.WORLD, "checkpoint": checkpoint.name, "page_width": 1600})
+                for node in graph.values():
+                    if node["class_type"] == "OneStoryBoard":
+                        node["inputs"].update(layout="strip", captions=False)
                 picture, path = banner(boards(client, graph)), BANNER
             else:
                 graph = graph_of(name, STORIES[name], checkpoint.name)

@@ -26,7 +26,7 @@ COMPARISON = host.ROOT / "workflows" / "api" / "Story vs Separate Prompts.json"
 WORLD_STORY = host.ROOT / "demo" / "story.txt"
 
 # What suits the Story World's checkpoint, which knows no words but its own (demo/world/captions.py).
-WORLD: dict[str, Any] = {"size": (128, 128), "steps": 20, "negative": "", "page_width": 1280}
+WORLD: dict[str, Any] = {"size": (128, 128), "steps": 20, "seed": 5, "negative": "", "page_width": 1280}
 
 LOG = host.HOST / "comfyui.log"
 
@@ -53,7 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--steps", metavar="N", type=whole(1, 10000), help="sampling steps (default: 30; Story World: 20)"
     )
-    parser.add_argument("--seed", metavar="N", type=whole(0, 2**64 - 1), help="seed (default: the workflow's own)")
+    parser.add_argument(
+        "--seed", metavar="N", type=whole(0, 2**64 - 1), help="seed (default: the workflow's own; Story World: 5)"
+    )
     parser.add_argument(
         "--size",
         metavar="WxH",

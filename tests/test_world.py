@@ -244,13 +244,14 @@ def readings(story, **wrong) -> dict[str, torch.Tensor]:
 
 def test_a_perfect_board_measures_one():
     found = measures(TRUTH, readings(TRUTH))
-    assert found == {"fidelity": 1, "leak": 0, "prompt": 1, "agreement": 1, "open": 1, "readable": 1}
+    assert found == {"fidelity": 1, "scene": 1, "leak": 0, "prompt": 1, "agreement": 1, "open": 1, "readable": 1}
 
 
 def test_measures_count_what_is_wrong():
     scenes = [TRUTH.frames[1]["scene"], *(frame["scene"] for frame in TRUTH.frames[1:])]
     found = measures(TRUTH, readings(TRUTH, scene=scenes))
     assert found["fidelity"] == pytest.approx(14 / 15) and found["leak"] == pytest.approx(1 / 15)
+    assert found["scene"] == pytest.approx(4 / 5)
     left_open = next(name for name in IDENTITY if name not in TRUTH.identity)
     found = measures(TRUTH, readings(TRUTH, **{left_open: [1, 0, 0, 0, 0]}))
     lost = 4 / 10

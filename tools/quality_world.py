@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     this = host.set_up()
     checkpoint = host.world_checkpoint(this)
     count = args.limit or STORIES
-    stories = world_stories(this, count)
+    stories = world_stories(this, max(count, STORIES))
     rows = tuple(ROWS) if args.rows is None else tuple(args.rows)
     seeds = args.seeds or list(SEEDS)
     settings = {
@@ -43,13 +43,13 @@ def run(args: argparse.Namespace) -> int:
             args.eot,
             args.dtype,
             None,
-            stories,
+            stories[:STORIES],
         ),
         "negative": WORLD["negative"],
     }
     out = args.out or host.ROOT / "out" / "quality_story_world"
     keep_settings(out, settings)
-    jobs = jobs_of(out, stories, rows, seeds)
+    jobs = jobs_of(out, stories[:count], rows, seeds)
     errors: dict[Job, str] = {}
     missing = {job.story for job in jobs if not job.made}
     if missing:

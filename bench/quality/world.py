@@ -26,6 +26,7 @@ from onestory.bench.quality.world_stories import WorldStory, world_stories  # no
 
 COLUMNS = {
     "fidelity": "frame fidelity ↑",
+    "scene": "scenes ↑",
     "leak": "other frames' ↓",
     "prompt": "identity as asked ↑",
     "agreement": "identity agreement ↑",

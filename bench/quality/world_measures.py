@@ -17,26 +17,27 @@ SAMPLES = 2000
 def measures(story: WorldStory, found: dict[str, Tensor]) -> dict[str, float]:
     """A board's measures, from the probabilities [frames, values] of every attribute.
 
-    `fidelity`: the share of what the frame prompts ask that their frames show. `leak`: the share that shows what
-    another frame's prompt asks instead. `prompt`: the share of what the identity prompt says that the frames show.
-    `agreement`: the share of identity attributes that are equal in two frames, over all pairs; `open` counts only those
-    that the prompt leaves open. `readable`: the share of readings that the probe is sure of (0.8).
+    `fidelity`: the share of what the frame prompts ask that their frames show; `scene`: of the scenes alone. `leak`:
+    the share that shows what another frame's prompt asks instead. `prompt`: the share of what the identity prompt says
+    that the frames show. `agreement`: the share of identity attributes that are equal in two frames, over all pairs;
+    `open` counts only those that the prompt leaves open. `readable`: the share of readings that the probe is sure of
+    (0.8).
     """
     values = {name: probabilities.argmax(-1).tolist() for name, probabilities in found.items()}
-    right, leaked, asked = 0, 0, 0
-    for name in FRAME:
-        for j, frame in enumerate(story.frames):
-            seen = values[name][j]
-            asked += 1
-            right += seen == frame[name]
-            leaked += seen != frame[name] and any(seen == other[name] for other in story.frames)
+    right = {name: [values[name][j] == frame[name] for j, frame in enumerate(story.frames)] for name in FRAME}
+    leaked = [
+        values[name][j] != frame[name] and any(values[name][j] == other[name] for other in story.frames)
+        for name in FRAME
+        for j, frame in enumerate(story.frames)
+    ]
     pairs = list(combinations(range(len(story.frames)), 2))
     equal = {name: fmean(values[name][i] == values[name][j] for i, j in pairs) for name in IDENTITY}
     sure = torch.stack([probabilities.max(-1).values > CONFIDENT for probabilities in found.values()])
     said = story.identity.items()
     return {
-        "fidelity": right / asked,
-        "leak": leaked / asked,
+        "fidelity": fmean(fmean(each) for each in right.values()),
+        "scene": fmean(right["scene"]),
+        "leak": fmean(leaked),
         "prompt": fmean(seen == value for name, value in said for seen in values[name]),
         "agreement": fmean(equal.values()),
         "open": fmean(equal[name] for name in IDENTITY if name not in story.identity),

@@ -42,10 +42,10 @@ class ProbeStage(Stage):
     name = "probe"
     rate = 5e-3
     average = 0.99
-    pictures = 10_000
+    pictures = 20_000
     pool: tuple[Tensor, Attributes] | None = None
 
-    def __init__(self, folder: Path, steps: int = 1500, batch: int = 64, **options):
+    def __init__(self, folder: Path, steps: int = 2500, batch: int = 64, **options):
         super().__init__(folder, steps, batch, **options)
 
     def build(self) -> nn.Module:

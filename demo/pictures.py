@@ -94,10 +94,15 @@ def graph_of(name: str, picture: Picture, checkpoint: str) -> Workflow:
         for key, value in node["inputs"].items():
             while isinstance(value, list) and tuple(value) in around:
                 value = node["inputs"][key] = around[tuple(value)]
-        if node["class_type"] == "OneStoryBoard":
-            node["inputs"].update({"page_width": 2 * SIDE, **picture.board})
+    set_boards(graph, page_width=2 * SIDE, **picture.board)
     unused = (*OTHERS_MODELS, *BESIDE_THEM)
     return {key: node for key, node in graph.items() if node["class_type"] not in unused}
+
+
+def set_boards(graph: Workflow, **inputs: str | int | bool) -> None:
+    for node in graph.values():
+        if node["class_type"] == "OneStoryBoard":
+            node["inputs"].update(inputs)
 
 
 def boards(client: Client, graph: Workflow) -> dict[str, Image.Image]:
@@ -152,10 +157,8 @@ def main(names: Sequence[str]) -> None:
             if name == BANNER.stem:
                 story = demo.read_story(demo.WORLD_STORY)
                 graph = json.loads(demo.COMPARISON.read_text(encoding="utf-8"))
-                graph = demo.fill_in(graph, story, {**demo.WORLD, "checkpoint": checkpoint.name, "page_width": 1600})
-                for node in graph.values():
-                    if node["class_type"] == "OneStoryBoard":
-                        node["inputs"].update(layout="strip", captions=False)
+                graph = demo.fill_in(graph, story, {**demo.WORLD, "checkpoint": checkpoint.name})
+                set_boards(graph, page_width=1600, layout="strip", captions=False)
                 picture, path = banner(boards(client, graph)), BANNER
             else:
                 graph = graph_of(name, STORIES[name], checkpoint.name)

@@ -1,6 +1,7 @@
 """The Story World's own checkpoint: what it draws with core nodes alone, in `run.py demo` and in `bench quality`."""
 
 import argparse
+import importlib
 import json
 import sys
 from contextlib import contextmanager
@@ -10,8 +11,10 @@ import pytest
 import torch
 from conftest import COMFYUI
 from onestory.bench.quality.world_probe import ProbeStage
+from onestory.demo.train import painter
 from onestory.demo.world.attributes import VALUES, draw
 from onestory.demo.world.render import render
+from onestory.story.script import parse_script
 from onestory.tools import bench, demo, host, quality_world
 from onestory.tools.failure import Failure
 from PIL import Image
@@ -88,6 +91,23 @@ def test_bench_quality_shares_a_cpu_between_servers(own_host, tmp_path, monkeypa
     with quality_world.servers(host.set_up(), tmp_path, stories) as found:
         logs, used = zip(*found, strict=True)
         assert list(used) == threads and len(set(logs)) == len(logs)
+
+
+def test_the_pictures_that_are_shown_ask_for_what_the_checkpoint_knows(monkeypatch):
+    monkeypatch.setitem(sys.modules, "onestory", sys.modules["onestory"])  # the script replaces it
+    pictures = importlib.import_module("onestory.demo.pictures")
+    stories = {name: (picture.identity, picture.frames) for name, picture in pictures.STORIES.items()}
+    for identity, frames in (*stories.values(), demo.read_story(demo.WORLD_STORY)[1:]):
+        for frame in parse_script(identity, frames).frames:
+            assert len(painter.tokens(f"{frame.identity} {frame.prompt}")) == 77
+    assert sorted(stories) == sorted(path.stem for path in pictures.WORKFLOWS.glob("*.json"))
+    for name, picture in pictures.STORIES.items():
+        graph = pictures.graph_of(name, picture, "world.safetensors")
+        kinds = [node["class_type"] for node in graph.values()]
+        assert not {*pictures.OTHERS_MODELS, *pictures.BESIDE_THEM} & {*kinds} and "OneStoryBoard" in kinds
+        values = [value for node in graph.values() for value in node["inputs"].values()]
+        assert all(link[0] in graph for link in values if isinstance(link, list))
+        assert {"world.safetensors", picture.seed, picture.identity} <= {v for v in values if not isinstance(v, list)}
 
 
 @pytest.fixture(scope="module")

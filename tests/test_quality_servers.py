@@ -173,6 +173,7 @@ def test_another_setting_in_the_same_folder_is_refused(finished):
         ("--steps", "2", "holds results of --steps 1, not 2"),
         ("--size", "64x128", "holds results of --size 64x64, not 64x128"),
         ("--eot", "scale", "holds results of --eot reweight, not scale"),
+        ("--set", "KSampler.cfg=4.5", "holds results of --set None, not KSampler.cfg=4.5"),
     ):
         assert says in one_sentence(run_quality(*given, option, value))
     assert (out / "settings.json").read_bytes() == before
@@ -201,6 +202,29 @@ def test_other_story_texts_in_the_same_folder_are_refused(finished, tmp_path):
 def test_bad_input_is_one_sentence(fast, arguments, says, tmp_path):
     assert says in one_sentence(run_quality(*fast, "separate", *arguments))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("OneStorySVR.alpha=1", "OneStorySVR.alpha is not to be set: choose one of OneStoryPrompt.window, "),
+        ("OneStoryIPCA.strength=2", "OneStoryIPCA.strength is not to be set"),
+        ("OneStorySVR.express_alpha=", "OneStorySVR.express_alpha is a number, and “” is none."),
+        ("KSampler.cfg=nan", "KSampler.cfg is a number, and “nan” is none."),
+    ],
+)
+def test_a_setting_that_is_none_is_a_usage_error(fast, given, says, tmp_path):
+    failed = run_quality(*fast, "ipca", "--set", given)
+    assert failed.returncode == 2 and says in failed.stderr and "Traceback" not in failed.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_value_that_the_node_refuses_is_its_sentence_and_leaves_the_folder_free(fast, tmp_path):
+    failed = run_quality(*fast, "ipca", "--set", "OneStoryIPCA.blocks=none")
+    assert failed.returncode == 1 and "Traceback" not in failed.stderr
+    assert "OneStoryIPCA" in (last := failed.stderr.splitlines()[-1]) and "“none”" in last
+    assert run_quality(*fast, "ipca", "--set", "OneStoryIPCA.blocks=up", "--limit", 1).returncode == 0
+    assert json.loads((tmp_path / "out" / "settings.json").read_text())["set"] == {"OneStoryIPCA.blocks": "up"}
 
 
 @pytest.mark.parametrize("name", ["server", "checkpoint", "stories"])
@@ -311,6 +335,21 @@ def test_a_row_has_its_nodes_and_no_others(row, kinds):
 def test_rows_use_the_nodes_defaults(node, given):
     defaults = {i.id: i.default for i in node.define_schema().inputs if hasattr(i, "default")}
     assert given == {name: value for name, value in defaults.items() if value is not None}
+
+
+def test_set_values_reach_their_nodes_and_no_others():
+    given = ["OneStorySVR.express_alpha=0.012", "KSampler.cfg=4", "OneStoryIPCA.blocks=up", "OneStoryPrompt.window=3"]
+    changes = dict(map(quality_servers.change, given))
+    graph, _ = wired("ipca", set=changes)
+    usual, _ = wired("ipca")
+    different = {
+        f"{node['class_type']}.{name}": value
+        for key, node in graph.items()
+        for name, value in node["inputs"].items()
+        if usual[key]["inputs"][name] != value
+    }
+    assert different == changes == dict(zip(changes, (0.012, 4, "up", 3), strict=True))
+    assert wired("separate", set={"OneStorySVR.express_alpha": 0.5})[0] == wired("separate")[0]
 
 
 def test_every_row_runs_on_the_server(server):

@@ -11,6 +11,7 @@ import argparse
 import hashlib
 import importlib.util
 import json
+import math
 import re
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..bench.quality import servers_report as report
-from ..bench.quality.servers_graphs import ROWS, TEMPLATE, USUAL, story_graph
+from ..bench.quality.servers_graphs import ROWS, TEMPLATE, USUAL, settable, story_graph
 from ..story.files import StoryText, read_stories
 from ..story.script import parse_script
 from . import host
@@ -91,6 +92,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("fp32", "fp16", "bf16"),
         help="the U-Net computes in this (default: ComfyUI's choice); bf16 halves the time on CPUs that have it",
     )
+    parser.add_argument(
+        "--set",
+        metavar="NODE.INPUT=VALUE",
+        type=change,
+        nargs="+",
+        action="extend",
+        help="other values than the nodes' defaults in all rows, such as OneStorySVR.express_alpha=0.012",
+    )
     parser.add_argument("--limit", metavar="N", type=whole(1, 10**6), help="only the file's first N stories")
     parser.add_argument("--out", metavar="DIR", type=Path, help="where results are kept (default: a folder in out/)")
     parser.add_argument(
@@ -111,6 +120,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def change(text: str) -> tuple[str, Any]:
+    """The input of a node and its value, from "NODE.INPUT=VALUE"."""
+    name, _, given = text.partition("=")
+    known = settable()
+    if name not in known:
+        raise argparse.ArgumentTypeError(f"{name} is not to be set: choose one of {', '.join(known)}.")
+    if isinstance(known[name], str):
+        return name, given
+    try:
+        value = float(given)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{name} is a number, and “{given}” is none.")
+    return name, int(value) if value.is_integer() else value
+
+
 def run(args: argparse.Namespace) -> int:
     """Make what is missing, measure it, and write the report. Returns 1 when a story could not be made."""
     for name in ("server", "checkpoint", "stories"):
@@ -121,7 +147,7 @@ def run(args: argparse.Namespace) -> int:
     stories = read(args.stories)
     rows, seeds = args.rows or USUAL, args.seeds or [42]
     settings = settings_of(
-        args.checkpoint, args.stories.name, args.size, args.steps or 30, args.eot, args.dtype, args.clip_vision, stories
+        args, args.checkpoint, args.stories.name, args.size, args.steps or 30, args.clip_vision, stories
     )
     servers = [Client(url) for url in dict.fromkeys(Client(url).url for url in args.server)]
     for server in servers:
@@ -159,12 +185,11 @@ def read(path: Path) -> tuple[StoryText, ...]:
 
 
 def settings_of(
+    args: argparse.Namespace,
     checkpoint: str,
     source: str,
     size: tuple[int, int],
     steps: int,
-    eot: str,
-    dtype: str | None,
     clip_vision: str | None,
     stories: Sequence[StoryText],
 ) -> dict[str, Any]:
@@ -174,8 +199,9 @@ def settings_of(
         "stories": source,
         "size": "{}x{}".format(*size),
         "steps": steps,
-        "eot": eot,
-        "dtype": dtype,
+        "eot": args.eot,
+        "dtype": args.dtype,
+        "set": dict(sorted(args.set)) if args.set else None,
         "clip-vision": clip_vision,
         "texts": hashlib.sha256(json.dumps(stories).encode()).hexdigest(),
         "workflow": host.digest(TEMPLATE),
@@ -186,7 +212,7 @@ def keep_settings(out: Path, settings: dict[str, Any]) -> None:
     """Write the settings into the results' folder, or raise `Failure` when it holds results of other ones."""
     file = out / SETTINGS
     try:
-        if not file.is_file():
+        if not file.is_file() or not any(out.glob(f"*/*/{RESULT}")):
             out.mkdir(parents=True, exist_ok=True)
             write_json(file, settings)
         kept = json.loads(file.read_text(encoding="utf-8"))
@@ -196,7 +222,7 @@ def keep_settings(out: Path, settings: dict[str, Any]) -> None:
         raise Failure(f"{file} cannot be read: choose another --out.") from None
     for name, value in settings.items():
         if kept.get(name) != value:
-            was = DIGESTS.get(name, f"--{name} {kept.get(name)}, not {value}")
+            was = DIGESTS.get(name) or f"--{name} {report.as_given(kept.get(name))}, not {report.as_given(value)}"
             raise Failure(f"{out} holds results of {was}: choose another --out, or the same settings.")
 
 

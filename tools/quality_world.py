@@ -36,14 +36,7 @@ def run(args: argparse.Namespace) -> int:
     settings = {
         "weights": host.digest(host.WORLD),
         **settings_of(
-            checkpoint.name,
-            "the Story World's",
-            WORLD["size"],
-            args.steps or STEPS,
-            args.eot,
-            args.dtype,
-            None,
-            stories[:STORIES],
+            args, checkpoint.name, "the Story World's", WORLD["size"], args.steps or STEPS, None, stories[:STORIES]
         ),
         "negative": WORLD["negative"],
     }

@@ -57,13 +57,25 @@ ROWS = {
 USUAL = ("separate", "consolidated", "naive", "svr", "ipca", "all")
 """The rows that are made unless others are asked for."""
 
+SETTABLE = (
+    "OneStoryPrompt",
+    "OneStoryNaiveReweight",
+    "OneStorySVR",
+    "OneStoryIPCA",
+    "OneStorySelfAttention",
+    "KSampler",
+)
+DECIDED = ("mode", "variant", "strength", "eot", "seed", "steps", "denoise")
+"""Inputs of these that the rows or options of their own decide."""
+
 
 def story_graph(story: StoryText, row: Row, seed: int, settings: dict[str, Any]) -> dict[str, dict]:
     """The shipped workflow, changed to make `story` in the way of `row`.
 
     `settings` are `checkpoint`, `negative` where it is not the workflow's, `size` as "WxH", `steps`, `eot`, `dtype` of
-    the U-Net's computations or None, and `clip-vision`, a vision model's name or None. Its output nodes are "frames"
-    and "board picture", previews of the frames and of the board as a strip, and with a vision model "metrics".
+    the U-Net's computations or None, `clip-vision`, a vision model's name or None, and `set`, which has values for
+    `settable` inputs. Its output nodes are "frames" and "board picture", previews of the frames and of the board as a
+    strip, and with a vision model "metrics".
     """
     width, height = map(int, settings["size"].split("x"))
     filled = fill_in(
@@ -116,7 +128,27 @@ def story_graph(story: StoryText, row: Row, seed: int, settings: dict[str, Any])
     for key, unused in ((svr, row.reweight in ("", "naive")), (ipca, not row.ipca)):
         if unused:
             del graph[key]
+    for name, value in (settings.get("set") or {}).items():
+        kind, _, name = name.partition(".")
+        for each in graph.values():
+            if each["class_type"] == kind:
+                each["inputs"][name] = value
     return graph
+
+
+def settable() -> dict[str, Any]:
+    """The inputs that may differ from the rows' values, as "Node.input", and these values."""
+    settings = {"checkpoint": "", "size": "64x64", "steps": 1, "eot": "reweight", "dtype": None, "clip-vision": None}
+    graphs = [story_graph(StoryText("", "", ""), row, 0, settings) for row in ROWS.values()]
+    return {
+        f"{kind}.{name}": value
+        for kind in SETTABLE
+        for graph in graphs
+        for each in graph.values()
+        if each["class_type"] == kind
+        for name, value in each["inputs"].items()
+        if not isinstance(value, list) and name not in DECIDED
+    }
 
 
 def node(class_type: str, **inputs: Any) -> dict[str, Any]:

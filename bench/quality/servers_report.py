@@ -84,6 +84,11 @@ def collect(
     }
 
 
+def as_given(value: Any) -> str:
+    """A setting's value as text, in the form of its option."""
+    return " ".join(f"{name}={each}" for name, each in value.items()) if isinstance(value, dict) else str(value)
+
+
 def value_of(result: dict[str, Any], key: str) -> float | None:
     """A measure of one board: the mean where the result has one for each frame; None where it has none."""
     value: Any = result
@@ -158,7 +163,7 @@ def page_parts(out: Path, found: dict[str, Any]) -> Iterator[str]:
     title = f"{settings['stories']} with {settings['checkpoint']}"
     yield f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
     yield f"<style>{STYLE}</style><h1>{html.escape(title)}</h1>"
-    facts = ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None)
+    facts = ", ".join(f"{name} {as_given(value)}" for name, value in settings.items() if value is not None)
     yield f'<p class="quiet">{html.escape(facts)}</p>'
     yield table_html(found)
     notes = [NOTES[key].format(settings["clip-vision"]) for key in found["measures"]]

@@ -244,15 +244,23 @@ def readings(story, **wrong) -> dict[str, torch.Tensor]:
 
 def test_a_perfect_board_measures_one():
     found = measures(TRUTH, readings(TRUTH))
-    assert found == {"fidelity": 1, "scene": 1, "leak": 0, "prompt": 1, "agreement": 1, "open": 1, "readable": 1}
+    wrong = {"leak": 0, "earlier": 0, "later": 0}
+    right = ("fidelity", "scene", "prompt", "agreement", "apart", "open", "readable")
+    assert found == dict.fromkeys(right, 1) | wrong
 
 
 def test_measures_count_what_is_wrong():
     scenes = [TRUTH.frames[1]["scene"], *(frame["scene"] for frame in TRUTH.frames[1:])]
     found = measures(TRUTH, readings(TRUTH, scene=scenes))
     assert found["fidelity"] == pytest.approx(14 / 15) and found["leak"] == pytest.approx(1 / 15)
-    assert found["scene"] == pytest.approx(4 / 5)
+    assert found["scene"] == pytest.approx(4 / 5) and (found["earlier"], found["later"]) == (0, 1 / 5)
+    none = next(scene for scene in range(len(FRAME["scene"])) if scene not in (f["scene"] for f in TRUTH.frames))
+    found = measures(TRUTH, readings(TRUTH, scene=[scenes[1], scenes[1], scenes[0], none, scenes[1]]))
+    assert (found["scene"], found["earlier"], found["later"]) == pytest.approx((1 / 5, 2 / 5, 1 / 5))
     left_open = next(name for name in IDENTITY if name not in TRUTH.identity)
+    found = measures(TRUTH, readings(TRUTH, scene=[3, 3, 3, 3, 4], **{left_open: [0, 1, 2, 0, 0]}))
+    assert found["apart"] == pytest.approx(1 - 2 / 4 / len(IDENTITY))
+    assert measures(TRUTH, readings(TRUTH, scene=[3] * 5))["apart"] is None
     found = measures(TRUTH, readings(TRUTH, **{left_open: [1, 0, 0, 0, 0]}))
     lost = 4 / 10
     assert found["agreement"] == pytest.approx(1 - lost / len(IDENTITY)) and found["prompt"] == 1

@@ -30,6 +30,7 @@ COLUMNS = {
     "leak": "other frames' ↓",
     "prompt": "identity as asked ↑",
     "agreement": "identity agreement ↑",
+    "apart": "of it in two scenes ↑",
     "open": "of it left open ↑",
     "readable": "readable ↑",
 }
@@ -47,7 +48,7 @@ def table_of(
 ) -> Iterator[dict[str, Any]]:
     """For each row its measures: mean and interval over stories of the means over seeds, and the Frechet distance."""
     for row, title in task["rows"].items():
-        by_story: dict[int, list[dict[str, float]]] = {}
+        by_story: dict[int, list[dict[str, float | None]]] = {}
         features = []
         for story, name, folder in task["boards"]:
             if name == row:
@@ -57,7 +58,8 @@ def table_of(
         if not by_story:
             continue
         values = {
-            key: interval([fmean(each[key] for each in boards) for boards in by_story.values()]) for key in COLUMNS
+            key: interval(means) if (means := [*means_of(key, by_story)]) else None
+            for key in next(iter(by_story.values()))[0]
         }
         seen = torch.cat(features)
         yield {
@@ -70,12 +72,22 @@ def table_of(
         }
 
 
+def means_of(key: str, by_story: dict[int, list[dict[str, float | None]]]) -> Iterator[float]:
+    """A measure's mean over each story's boards, of those that have it."""
+    for boards in by_story.values():
+        if values := [value for board in boards if (value := board[key]) is not None]:
+            yield fmean(values)
+
+
 def markdown(found: dict[str, Any]) -> str:
     """The table, with the half width of the 95% intervals."""
     head = ["", *COLUMNS.values(), "Frechet ↓"]
     lines = [head, ["---"] * len(head)]
     for row in found["rows"]:
-        cells = [f"{mean:.3f} ± {(high - low) / 2:.3f}" for mean, low, high in row["values"].values()]
+        cells = [
+            f"{value[0]:.3f} ± {(value[2] - value[1]) / 2:.3f}" if value else "–"
+            for value in map(row["values"].get, COLUMNS)
+        ]
         lines.append([row["title"], *cells, "–" if row["frechet"] is None else f"{row['frechet']:.1f}"])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -84,7 +96,7 @@ def measure() -> None:
     task = json.load(sys.stdin)
     probe = trained(Path(task["folder"]))
     accuracy, real = held_out(probe)
-    found: dict[str, Any] = {"probe": accuracy, "pictures": HELD_OUT, "columns": COLUMNS}
+    found: dict[str, Any] = {"settings": task["settings"], "probe": accuracy, "pictures": HELD_OUT, "columns": COLUMNS}
     print(f"The probe on {HELD_OUT} rendered pictures that it never saw, share right:", file=sys.stderr)
     print(", ".join(f"{name} {share:.3f}" for name, share in accuracy.items()), file=sys.stderr)
     poor = [name for name, share in accuracy.items() if share < ENOUGH]

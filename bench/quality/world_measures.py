@@ -14,13 +14,15 @@ CONFIDENT = 0.8
 SAMPLES = 2000
 
 
-def measures(story: WorldStory, found: dict[str, Tensor]) -> dict[str, float]:
+def measures(story: WorldStory, found: dict[str, Tensor]) -> dict[str, float | None]:
     """A board's measures, from the probabilities [frames, values] of every attribute.
 
     `fidelity`: the share of what the frame prompts ask that their frames show; `scene`: of the scenes alone. `leak`:
-    the share that shows what another frame's prompt asks instead. `prompt`: the share of what the identity prompt says
+    the share that shows what another frame's prompt asks instead. `earlier`, `later`: the share of the frames that show
+    the scene of a frame before, of one behind them in the story. `prompt`: the share of what the identity prompt says
     that the frames show. `agreement`: the share of identity attributes that are equal in two frames, over all pairs;
-    `open` counts only those that the prompt leaves open. `readable`: the share of readings that the probe is sure of
+    `open` counts only those that the prompt leaves open, `apart` only pairs that show two scenes (None without any),
+    since a frame that repeats another agrees with it. `readable`: the share of readings that the probe is sure of
     (0.8).
     """
     values = {name: probabilities.argmax(-1).tolist() for name, probabilities in found.items()}
@@ -30,7 +32,10 @@ def measures(story: WorldStory, found: dict[str, Tensor]) -> dict[str, float]:
         for name in FRAME
         for j, frame in enumerate(story.frames)
     ]
+    asked = [frame["scene"] for frame in story.frames]
+    shown = [asked.index(seen) if seen in asked else None for seen in values["scene"]]
     pairs = list(combinations(range(len(story.frames)), 2))
+    apart = [(i, j) for i, j in pairs if values["scene"][i] != values["scene"][j]]
     equal = {name: fmean(values[name][i] == values[name][j] for i, j in pairs) for name in IDENTITY}
     sure = torch.stack([probabilities.max(-1).values > CONFIDENT for probabilities in found.values()])
     said = story.identity.items()
@@ -38,8 +43,11 @@ def measures(story: WorldStory, found: dict[str, Tensor]) -> dict[str, float]:
         "fidelity": fmean(fmean(each) for each in right.values()),
         "scene": fmean(right["scene"]),
         "leak": fmean(leaked),
+        "earlier": fmean(i is not None and i < j for j, i in enumerate(shown)),
+        "later": fmean(i is not None and i > j for j, i in enumerate(shown)),
         "prompt": fmean(seen == value for name, value in said for seen in values[name]),
         "agreement": fmean(equal.values()),
+        "apart": fmean(values[name][i] == values[name][j] for name in IDENTITY for i, j in apart) if apart else None,
         "open": fmean(equal[name] for name in IDENTITY if name not in story.identity),
         "readable": sure.float().mean().item(),
     }

@@ -6,7 +6,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 SIZE = 1000, 620
-FIELD = 90, 30, 640, 550
+FIELD = 90, 48, 640, 550
 INK, FAINT = (40, 36, 32), (220, 214, 202)
 COLOURS = ((200, 60, 50), (230, 140, 30), (60, 140, 70), (50, 110, 200), (130, 80, 180), (120, 110, 100))
 
@@ -32,7 +32,7 @@ def plot(found: dict[str, Any], path: Path, x: str = "fidelity", y: str = "agree
             pen.line(line, fill=FAINT)
             pen.text((at - 10, bottom + 6) if axis == x else (left - 36, at - 9), label, fill=INK, font=font)
     pen.text((left, bottom + 32), found["columns"][x].rstrip(" ↑↓"), fill=INK, font=font)
-    pen.text((left, top - 24), found["columns"][y].rstrip(" ↑↓"), fill=INK, font=font)
+    pen.text((left, top - 36), found["columns"][y].rstrip(" ↑↓"), fill=INK, font=font)
     for number, row in enumerate(found["rows"], 1):
         colour = COLOURS[number % len(COLOURS)]
         (mean_x, low_x, high_x), (mean_y, low_y, high_y) = row["values"][x], row["values"][y]

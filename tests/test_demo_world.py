@@ -41,7 +41,8 @@ def test_demo_compares_a_story_of_the_world(own_host, tmp_path, capsys):
     assert "onestory_world.safetensors, 128x128, steps 1, seed 5" in capsys.readouterr().err
 
 
-def test_bench_quality_measures_the_world_to_a_table(own_host, tmp_path, capfd):
+def test_bench_quality_measures_the_world_to_a_table(own_host, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(quality_world, "HELD_OUT", 300)
     probe = ProbeStage(host.HOST / "train")
     probe.folder.mkdir(parents=True)
     net = probe.build()
@@ -61,7 +62,7 @@ def test_bench_quality_measures_the_world_to_a_table(own_host, tmp_path, capfd):
         ("all", 1, 5),
     ]
     assert found["settings"]["steps"] == 1 and found["settings"]["seeds"] == [1]
-    assert found["probe"].keys() == VALUES.keys() and found["pictures"] == 2000
+    assert found["probe"].keys() == VALUES.keys() and found["pictures"] == 300
     for row in found["rows"]:
         values = [value for name, value in row["values"].items() if value or name != "apart"]
         assert row["frechet"] > 0 and all(0 <= low <= mean <= high <= 1 for mean, low, high in values)

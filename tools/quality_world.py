@@ -22,6 +22,8 @@ from .quality_servers import DIGESTS, Job, Maker, jobs_of, keep_settings, settin
 
 SCRIPT = host.ROOT / "bench" / "quality" / "world.py"
 STORIES, SEEDS, STEPS = 60, (1, 2, 3), 16
+HELD_OUT = 2000
+"""Rendered pictures that the probe is tested on."""
 REPORT = "table.md", "results.json", "table.png"
 
 
@@ -56,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
         "count": count,
         "rows": {name: ROWS[name].title for name in rows},
         "boards": [[job.story, job.row, str(job.folder)] for job in made],
+        "held_out": HELD_OUT,
         "out": str(out),
         "folder": str(host.HOST / "train"),
     }

@@ -21,7 +21,7 @@ sys.modules["onestory"].__path__ = [str(Path(__file__).resolve().parents[2])]
 
 from onestory.bench.quality.world_measures import frechet, interval, measures  # noqa: E402
 from onestory.bench.quality.world_plot import plot  # noqa: E402
-from onestory.bench.quality.world_probe import HELD_OUT, held_out, read, trained  # noqa: E402
+from onestory.bench.quality.world_probe import held_out, read, trained  # noqa: E402
 from onestory.bench.quality.world_stories import WorldStory, world_stories  # noqa: E402
 
 COLUMNS = {
@@ -95,9 +95,10 @@ def markdown(found: dict[str, Any]) -> str:
 def measure() -> None:
     task = json.load(sys.stdin)
     probe = trained(Path(task["folder"]))
-    accuracy, real = held_out(probe)
-    found: dict[str, Any] = {"settings": task["settings"], "probe": accuracy, "pictures": HELD_OUT, "columns": COLUMNS}
-    print(f"The probe on {HELD_OUT} rendered pictures that it never saw, share right:", file=sys.stderr)
+    count = task["held_out"]
+    accuracy, real = held_out(probe, count)
+    found: dict[str, Any] = {"settings": task["settings"], "probe": accuracy, "pictures": count, "columns": COLUMNS}
+    print(f"The probe on {count} rendered pictures that it never saw, share right:", file=sys.stderr)
     print(", ".join(f"{name} {share:.3f}" for name, share in accuracy.items()), file=sys.stderr)
     poor = [name for name, share in accuracy.items() if share < ENOUGH]
     if poor:

@@ -12,7 +12,6 @@ from ...demo.train.loop import Stage, channels_last
 from ...demo.world.attributes import VALUES, Attributes, draw, select
 from ...demo.world.render import SIDE, render
 
-HELD_OUT = 2_000
 HELD_OUT_SEED = 10**6
 SHIFT = 4
 FEATURES = 256
@@ -113,9 +112,9 @@ def read(net: Probe, pictures: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     return torch.cat(features), {name: torch.cat(parts) for name, parts in found.items()}
 
 
-def held_out(net: Probe, device: str = "cpu") -> tuple[dict[str, float], Tensor]:
-    """The accuracy of every attribute on pictures that training never saw, and their features."""
-    pictures, attributes = pictures_and_attributes(HELD_OUT, HELD_OUT_SEED, device)
+def held_out(net: Probe, count: int, device: str = "cpu") -> tuple[dict[str, float], Tensor]:
+    """The accuracy of every attribute on `count` pictures that training never saw, and their features."""
+    pictures, attributes = pictures_and_attributes(count, HELD_OUT_SEED, device)
     features, found = read(net, pictures.float() / 255)
     return dict(accuracies(found, attributes)), features
 

@@ -94,15 +94,9 @@ def graph_of(name: str, picture: Picture, checkpoint: str) -> Workflow:
         for key, value in node["inputs"].items():
             while isinstance(value, list) and tuple(value) in around:
                 value = node["inputs"][key] = around[tuple(value)]
-    set_boards(graph, page_width=2 * SIDE, **picture.board)
+    demo.set_inputs(graph, "OneStoryBoard", {"page_width": 2 * SIDE, **picture.board})
     unused = (*OTHERS_MODELS, *BESIDE_THEM)
     return {key: node for key, node in graph.items() if node["class_type"] not in unused}
-
-
-def set_boards(graph: Workflow, **inputs: str | int | bool) -> None:
-    for node in graph.values():
-        if node["class_type"] == "OneStoryBoard":
-            node["inputs"].update(inputs)
 
 
 def boards(client: Client, graph: Workflow) -> dict[str, Image.Image]:
@@ -158,7 +152,8 @@ def main(names: Sequence[str]) -> None:
                 story = demo.read_story(demo.WORLD_STORY)
                 graph = json.loads(demo.COMPARISON.read_text(encoding="utf-8"))
                 graph = demo.fill_in(graph, story, {**demo.WORLD, "checkpoint": checkpoint.name})
-                set_boards(graph, page_width=1600, layout="strip", captions=False)
+                board = {"page_width": 1600, "layout": "strip", "captions": False}
+                demo.set_inputs(graph, "OneStoryBoard", board)
                 picture, path = banner(boards(client, graph)), BANNER
             else:
                 graph = graph_of(name, STORIES[name], checkpoint.name)

@@ -199,14 +199,19 @@ def fill_in(workflow: Workflow, story: StoryText | None, settings: dict) -> Work
         "CLIPTextEncode": {"text": settings.get("negative")},
         "OneStoryBoard": {"page_width": settings.get("page_width")},
     }
-    for node in workflow.values():
-        for name, value in wanted.get(node["class_type"], {}).items():
-            if value is not None:
-                node["inputs"][name] = value
+    for kind, inputs in wanted.items():
+        set_inputs(workflow, kind, {name: value for name, value in inputs.items() if value is not None})
     if settings.get("seed") is not None:
         holder, name = seed_of(workflow)
         holder[name] = settings["seed"]
     return workflow
+
+
+def set_inputs(workflow: Workflow, kind: str, inputs: dict[str, Any]) -> None:
+    """Give every node of a kind these inputs."""
+    for node in workflow.values():
+        if node["class_type"] == kind:
+            node["inputs"].update(inputs)
 
 
 def seed_of(workflow: Workflow) -> tuple[dict, str]:

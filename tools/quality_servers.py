@@ -162,7 +162,7 @@ def run(args: argparse.Namespace) -> int:
         raise Failure(next(iter(errors.values())))
     measure(args, stories, done)
     found = report.collect(
-        {name: value for name, value in settings.items() if name not in DIGESTS},
+        without_digests(settings),
         [story._asdict() for story in stories[: args.limit]],
         {name: row.title for name, row in ROWS.items() if name in rows},
         [(job.story, job.row, job.seed, job.folder) for job in done],
@@ -206,6 +206,11 @@ def settings_of(
         "texts": hashlib.sha256(json.dumps(stories).encode()).hexdigest(),
         "workflow": host.digest(TEMPLATE),
     }
+
+
+def without_digests(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings that a report shows."""
+    return {name: value for name, value in settings.items() if name not in DIGESTS}
 
 
 def keep_settings(out: Path, settings: dict[str, Any]) -> None:

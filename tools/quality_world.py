@@ -18,7 +18,7 @@ from . import host
 from .client import Client
 from .demo import WORLD
 from .failure import Failure
-from .quality_servers import DIGESTS, Job, Maker, jobs_of, keep_settings, settings_of
+from .quality_servers import Job, Maker, jobs_of, keep_settings, settings_of, without_digests
 
 SCRIPT = host.ROOT / "bench" / "quality" / "world.py"
 STORIES, SEEDS, STEPS = 60, (1, 2, 3), 16
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     if not made:
         raise Failure(next(iter(errors.values())))
     task = {
-        "settings": {**{name: value for name, value in settings.items() if name not in DIGESTS}, "seeds": seeds},
+        "settings": {**without_digests(settings), "seeds": seeds},
         "count": count,
         "rows": {name: ROWS[name].title for name in rows},
         "boards": [[job.story, job.row, str(job.folder)] for job in made],

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...story.files import StoryText
-from ...tools.demo import fill_in
+from ...tools.demo import fill_in, set_inputs
 
 TEMPLATE = Path(__file__).resolve().parents[2] / "workflows" / "api" / "One Prompt One Story.json"
 BOARD_WIDTH, FRAME_WIDTH = 1600, 320
@@ -128,11 +128,9 @@ def story_graph(story: StoryText, row: Row, seed: int, settings: dict[str, Any])
     for key, unused in ((svr, row.reweight in ("", "naive")), (ipca, not row.ipca)):
         if unused:
             del graph[key]
-    for name, value in (settings.get("set") or {}).items():
-        kind, _, name = name.partition(".")
-        for each in graph.values():
-            if each["class_type"] == kind:
-                each["inputs"][name] = value
+    for change, value in (settings.get("set") or {}).items():
+        kind, _, name = change.partition(".")
+        set_inputs(graph, kind, {name: value})
     return graph
 
 

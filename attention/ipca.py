@@ -7,7 +7,8 @@ logit: softmax(Q K^T / sqrt(d) + b) V with b = log(1 + strength) on SOT and the 
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,18 +16,78 @@ from torch import Tensor
 
 from ..svr.record import Record, Row, Span
 from .blocks import Blocks
+from .method import Batch, Call, Kind, Layer, Next, Report
+from .schedule import Place, seeded
 
 
-class IPCA(NamedTuple):
+@dataclass(frozen=True)
+class IPCA:
     """One application of the method: `blocks` and the steps between the two percents get it."""
 
     strength: float
-    variant: str
+    variant: Literal["released", "paper"]
     dropout: float
     blocks: Blocks
     start_percent: float
     end_percent: float
     seed: int
+
+    name: ClassVar[str] = "IPCA"
+    kinds: ClassVar[frozenset[Kind]] = frozenset({"cross"})
+    stacks: ClassVar[bool] = False
+
+    def off(self) -> bool:
+        return self.strength == 0
+
+    def check(self, records: list[Record], places: list[Place], report: Report) -> None:
+        if not records:
+            report.warn(
+                "IPCA has nothing to do, because the sampler's conditioning carries no story: "
+                "wire its positive input from Story Prompt."
+            )
+
+    def prepare(self, batch: Batch) -> "Biases | None":
+        if self.off() or not any(chunk.placement for chunk in batch.chunks):
+            return None
+        return Biases(self, batch)
+
+
+class Biases:
+    """IPCA in one forward pass: a bias for every row, which all layers share unless some of it is dropped."""
+
+    def __init__(self, ipca: IPCA, batch: Batch):
+        self.ipca = ipca
+        self.batch = batch._replace(chunks=tuple(chunk for chunk in batch.chunks if chunk.placement))
+        self.rows = batch.rows
+        self.shared = None if ipca.dropout else self.draw()
+
+    def attend(self, call: Call, next: Next) -> Tensor:
+        if call.text is None:
+            return next(call)
+        bias = self.draw(call.q.shape[-2], call.layer) if self.shared is None else self.shared
+        bias = bias[call.rows.start : call.rows.stop].to(call.q)
+        return biased_attention(call.attention_by(next), call.q, call.k, call.v, call.heads, bias, **call.options)
+
+    @torch.compiler.disable
+    def draw(self, queries: int = 1, layer: Layer | None = None) -> Tensor:
+        """The bias of every row, [rows, 1 or queries, keys], 0 where a row has no story."""
+        ipca, batch = self.ipca, self.batch
+        zeros = ipca.variant == "paper"
+        bias = torch.zeros(self.rows, queries, batch.tokens + zeros)
+        if zeros:
+            bias[:, :, -1] = -math.inf
+        for start, _, placement in batch.chunks:
+            assert placement is not None
+            record, own = placement
+            made: dict[Any, Tensor] = {}
+            for i, row in enumerate(record.rows, start):
+                at = i if ipca.dropout else (identity_span(row), eot_span(row))
+                if at not in made:
+                    generator = seeded(ipca.seed, batch.place.key, layer, row.frame) if ipca.dropout else None
+                    settings = ipca.strength, ipca.variant, own, batch.tokens // own, ipca.dropout, queries, generator
+                    made[at] = identity_bias(row, record, *settings)
+                bias[i] = made[at]
+        return bias.to(batch.dtype).to(batch.device, non_blocking=batch.device.type == "cuda")
 
 
 def identity_bias(
@@ -43,7 +104,7 @@ def identity_bias(
     """The bias of one row's logits, [1, tokens]; with `dropout`, [queries, tokens].
 
     `own_tokens` is the length of the row's conditioning, which ComfyUI repeats as a whole `repeats` times; positions
-    behind the record's own, that another node appended, get no bias. `variant` "paper" keeps the EOT set in the second
+    after the record's own, that another node appended, get no bias. `variant` "paper" keeps the EOT set in the second
     copy too and sets the frame prompts there to zero keys and values, which still take softmax mass: the one key of
     zeros that all of them together are is the last of [1, tokens + 1]. With `dropout`, each query loses each duplicate
     with that probability, drawn from `generator`.
@@ -83,9 +144,9 @@ def biased_attention(
     heads: int,
     bias: Tensor,
     mask: Tensor | None = None,
-    **kwargs: Any,
+    **options: Any,
 ) -> Tensor:
-    """`attention` with `bias` [rows, 1 or queries, keys] on its logits, behind any mask that is there already.
+    """`attention` with `bias` [rows, 1 or queries, keys] on its logits, after any mask that is there already.
 
     q, k, v: [rows, tokens, heads * channels], or whatever else ComfyUI's attention functions take. Keys that the bias
     has and k lacks are zero keys with zero values.
@@ -100,4 +161,4 @@ def biased_attention(
         while mask.ndim < 4:
             mask = mask.unsqueeze(max(0, mask.ndim - 2))
         bias = bias + F.pad(mask, (0, zeros))
-    return attention(q, k, v, heads, mask=bias, **kwargs)
+    return attention(q, k, v, heads, mask=bias, **options)

@@ -1,213 +1,132 @@
 """Consistent Self-Attention (StoryDiffusion, arXiv 2405.01434, section 3.1).
 
-Frames are rows of one batch. A frame attends to its own tokens and to tokens sampled from other frames of its group.
-Every token is projected once; keys and values are then gathered by flat position, row * tokens + token.
+Frames are rows of one batch. In the chosen self-attention layers a frame attends to its own tokens and to tokens
+sampled from other frames of its group, conditional and unconditional rows each among themselves.
 """
 
-import math
-from collections import Counter
-from collections.abc import Callable
-from itertools import groupby
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from ..svr.record import Record
 from .blocks import Blocks
+from .gathers import Gather, anchor_gathers, anchor_sources, consistent_attention, sample, tile_gathers, tiles_of
+from .method import Batch, Call, Characters, Kind, Layer, Next, Report
+from .schedule import Place, seeded
 
-GATHERED = 2**27
-GATHERED_ON_CPU = 2**23
-"""How many bytes of keys and values are gathered at a time, if that is a row: only a GPU needs many to be busy."""
-
-Characters = tuple[tuple[str, ...], ...]
-"""For each frame of the story, who it shows."""
+FIRST, EARLY = 0.0005, 0.4
+"""The shares of the schedule up to which the released code's step is the first one, and one of the early ones."""
 
 
-class SelfAttention(NamedTuple):
+@dataclass(frozen=True)
+class SelfAttention:
     """One application of the method: `blocks` and the steps between the two percents get it."""
 
-    variant: str
+    variant: Literal["anchors", "tiles"]
     anchors: int
     tile: int
     sampling_rate: float
     blocks: Blocks
     start_percent: float
     end_percent: float
-    probability: str
+    probability: Literal["released", "always"]
     seed: int
 
+    name: ClassVar[str] = "Consistent Self-Attention"
+    kinds: ClassVar[frozenset[Kind]] = frozenset({"self"})
+    stacks: ClassVar[bool] = False
 
-class Gather(NamedTuple):
-    """The batch's rows `start` to `stop` look at the keys at `keys` [rows, count], or at their own if None."""
+    def off(self) -> bool:
+        return self.sampling_rate == 0
 
-    start: int
-    stop: int
-    keys: Tensor | None
+    def check(self, records: list[Record], places: list[Place], report: Report) -> None:
+        for record in records:
+            check_complete(self, record)
+        if not any(self.chance(place) for place in places):
+            report.warn(
+                "Consistent Self-Attention does nothing in this sampler, because it leaves out the first step of the "
+                "schedule and there is no other: set its `probability` to “always”, or use more steps."
+            )
 
+    def chance(self, place: Place) -> float:
+        """How likely a call is to be consistent: 0 in the first step of the released code, 0.7 before 40%, then 0.9."""
+        if self.probability == "always":
+            return 1.0
+        if not place.reached(FIRST):
+            return 0.0
+        return 0.9 if place.reached(EARLY) else 0.7
 
-def anchors_of(characters: Characters, anchors: int) -> dict[str, list[int]]:
-    """The anchor frames of each character: the first that show it alone, or at all where none does."""
-    found = {}
-    for name in dict.fromkeys(name for shown in characters for name in shown):
-        frames = [j for j, shown in enumerate(characters) if name in shown]
-        alone = [j for j in frames if len(characters[j]) == 1]
-        found[name] = (alone or frames)[:anchors]
-    return found
-
-
-def anchor_sources(characters: Characters, anchors: int) -> list[list[int]]:
-    """For each frame, the frames whose samples it sees: the anchors of the characters it shows, except itself."""
-    of = anchors_of(characters, anchors)
-    return [sorted({a for name in shown for a in of[name]} - {j}) for j, shown in enumerate(characters)]
-
-
-def tiles_of(characters: Characters, tile: int) -> list[list[int]]:
-    """The tiles, each a list of frames: `tile` wide, sliding by one over the frames that show the same characters."""
-    tiles = []
-    for group in dict.fromkeys(shown for shown in characters if shown):
-        frames = [j for j, shown in enumerate(characters) if shown == group]
-        width = min(tile, len(frames))
-        tiles += [frames[t : t + width] for t in range(len(frames) - width + 1)]
-    return tiles
+    def prepare(self, batch: Batch) -> "Sharing | None":
+        if self.off() or not batch.whole or len(batch.frames) == 1 or not self.chance(batch.place):
+            return None
+        return Sharing(self, batch)
 
 
-def probability(setting: str, step: int, steps: int) -> float:
-    """How likely a call is to be consistent. The released code: never in the first step, 0.7 before 40%, 0.9 after."""
-    if setting == "always":
-        return 1.0
-    if step == 0:
-        return 0.0
-    return 0.7 if step < 0.4 * steps else 0.9
+def check_complete(method: SelfAttention, record: Record) -> None:
+    """Every frame that the rows of a run look at has to be among them. Raises `ValueError`."""
+    rows = {row.frame for row in record.rows}
+    if method.variant == "anchors":
+        sources = anchor_sources(record.characters, method.anchors)
+        missing = sorted({s for frame in rows for s in sources[frame]} - rows)
+        if missing:
+            raise ValueError(
+                f"This run of the story lacks frame {missing[0] + 1}, which others look at: set the input `anchors` of "
+                f"Split Story to {method.anchors}, as in Consistent Self-Attention."
+            )
+    elif len(rows) < record.frames:
+        raise ValueError(
+            f"This run has {len(rows)} of the story's {record.frames} frames, and the variant “tiles” of Consistent "
+            "Self-Attention needs them all: use the variant “anchors”, or no Split Story."
+        )
 
 
-def sample(tokens: int, rate: float, generator: torch.Generator) -> Tensor:
-    """round(rate * tokens) of the positions 0..tokens-1, without repetition, in order."""
-    return torch.randperm(tokens, generator=generator)[: round(rate * tokens)].sort().values
+class Sharing:
+    """Consistent self-attention in one forward pass. Layers of one size share their samples."""
 
+    def __init__(self, method: SelfAttention, batch: Batch):
+        self.method = method
+        self.batch = batch
+        self.gathers: dict[int, list[Gather]] = {}
 
-def anchor_gathers(
-    sources: list[list[int]],
-    frames: list[int],
-    starts: list[int],
-    tokens: int,
-    samples: Callable[[int], Tensor],
-    device: torch.device,
-) -> list[Gather]:
-    """Variant "anchors" (the released code): own tokens and those sampled from each source frame.
+    @torch.compiler.disable
+    def attend(self, call: Call, next: Next) -> Tensor:
+        gathers = self.sources(call.layer, call.k.shape[-2], call.q.device)
+        if gathers is None:
+            return next(call)
+        attention = call.attention_by(next)
+        return consistent_attention(attention, call.q, call.k, call.v, call.heads, gathers, **call.options)
 
-    `frames` are the frames of one chunk's rows, `starts` each chunk's first row; `samples(frame)` are positions [n].
-    Neighbouring rows with equally many sources share a gather.
-    """
-    row_of = {frame: i for i, frame in enumerate(frames)}
-    sampled = {s: samples(s) + row_of[s] * tokens for s in sorted({s for frame in frames for s in sources[frame]})}
-    own = torch.arange(tokens)
-    runs: list[tuple[int, int, Tensor | None]] = []
-    for count, run in groupby(range(len(frames)), key=lambda i: len(sources[frames[i]])):
-        rows = list(run)
-        keys = [torch.cat([own + i * tokens, *(sampled[s] for s in sources[frames[i]])]) for i in rows]
-        runs.append((rows[0], rows[-1] + 1, torch.stack(keys) if count else None))
-    return in_every_chunk(runs, starts, tokens, device)
+    def sources(self, layer: Layer, tokens: int, device: torch.device) -> list[Gather] | None:
+        """What the rows look at in a layer, or None where they look only at themselves."""
+        method, key = self.method, self.batch.place.key
+        if not round(method.sampling_rate * tokens):
+            return None
+        if torch.rand((), generator=seeded(method.seed, key, layer)) >= method.chance(self.batch.place):
+            return None
+        if tokens not in self.gathers:
+            self.gathers[tokens] = self.gather(tokens, device)
+        gathers = self.gathers[tokens]
+        return gathers if any(gather.keys is not None for gather in gathers) else None
 
+    def gather(self, tokens: int, device: torch.device) -> list[Gather]:
+        method, batch = self.method, self.batch
+        casts: dict[tuple[tuple[int, ...], Characters], list[int]] = {}
+        for start, _, placement in batch.chunks:
+            record = placement and placement.record
+            cast = (tuple(row.frame for row in record.rows), record.characters) if record else None
+            casts.setdefault(cast or (batch.frames, batch.characters), []).append(start)
 
-def tile_gathers(
-    tiles: list[list[int]],
-    frames: list[int],
-    starts: list[int],
-    tokens: int,
-    samples: Callable[[list[int]], Tensor],
-    device: torch.device,
-) -> list[Gather]:
-    """Variant "tiles" (the paper's Algorithm 1): in each tile, tokens sampled from the whole tile, then own tokens.
+        def samples(what: int | list[int]) -> Tensor:
+            among = tokens if isinstance(what, int) else tokens * len(what)
+            return sample(among, method.sampling_rate, seeded(method.seed, batch.place.key, tokens, what))
 
-    `samples(tile)` are positions [n] in the tile's len(tile) * tokens. Frames in no tile, and those in a tile of their
-    own, look at themselves.
-    """
-    row_of = {frame: i for i, frame in enumerate(frames)}
-    own = torch.arange(tokens)
-    tiles = [tile for tile in tiles if len(tile) > 1]
-    runs: list[tuple[int, int, Tensor | None]] = []
-    for alone in neighbours([row_of[f] for f in frames if not any(f in tile for tile in tiles)]):
-        runs.append((alone[0], alone[-1] + 1, None))
-    for tile in tiles:
-        position = samples(tile)
-        shared = torch.tensor([row_of[f] for f in tile])[position // tokens] * tokens + position % tokens
-        for rows in neighbours([row_of[f] for f in tile]):
-            keys = torch.stack([torch.cat([shared, own + i * tokens]) for i in rows])
-            runs.append((rows[0], rows[-1] + 1, keys))
-    return in_every_chunk(runs, starts, tokens, device)
-
-
-def neighbours(rows: list[int]) -> list[list[int]]:
-    """The rows, cut where they don't follow each other."""
-    return [[i for _, i in run] for _, run in groupby(enumerate(sorted(rows)), key=lambda item: item[1] - item[0])]
-
-
-def in_every_chunk(
-    runs: list[tuple[int, int, Tensor | None]], starts: list[int], tokens: int, device: torch.device
-) -> list[Gather]:
-    """The gathers of one chunk's runs of rows (first, last + 1, keys) for all chunks, with keys on the device."""
-    gathers = []
-    for first, stop, keys in runs:
-        if keys is not None:
-            keys = keys.to(device, non_blocking=device.type == "cuda")
-        gathers.append([Gather(s + first, s + stop, keys if keys is None else keys + s * tokens) for s in starts])
-    if len(gathers) == 1 and runs[0][2] is not None:
-        whole = torch.cat([gather.keys for gather in gathers[0] if gather.keys is not None])
-        return [Gather(gathers[0][0].start, gathers[0][-1].stop, whole)]
-    return [gather for run in gathers for gather in run]
-
-
-def consistent_attention(
-    attention: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, heads: int, gathers: list[Gather], **kwargs: Any
-) -> Tensor:
-    """Attention of every row over its gathered keys and values; rows in several gathers get the average.
-
-    q: [rows, queries, channels], k and v: [rows, tokens, channels]. `attention` is any of ComfyUI's functions.
-    A few rows are gathered at a time.
-    """
-    flat_k, flat_v = k.flatten(0, 1), v.flatten(0, 1)
-    times = Counter(row for gather in gathers for row in range(gather.start, gather.stop))
-    once = max(times.values()) == 1
-    out: Tensor | None = None
-    for first, last, keys in gathers:
-        size = last - first
-        if keys is not None:
-            limit = GATHERED_ON_CPU if k.device.type == "cpu" else GATHERED
-            most = max(1, limit // (2 * keys.shape[1] * k.shape[2] * k.element_size()))
-            size = math.ceil(size / math.ceil(size / most))
-            spaces = [space_for(size * keys.shape[1], x) for x in (flat_k, flat_v)]
-        for start in range(first, last, size):
-            stop = min(start + size, last)
-            if keys is None:
-                seen = k[start:stop], v[start:stop]
+        gathers: list[Gather] = []
+        for (frames, characters), starts in casts.items():
+            which = list(frames), starts, tokens, samples, device
+            if method.variant == "anchors":
+                gathers += anchor_gathers(anchor_sources(characters, method.anchors), *which)
             else:
-                index = keys[start - first : stop - first]
-                seen = gathered(flat_k, index, spaces[0]), gathered(flat_v, index, spaces[1])
-            result = attention(q[start:stop], *seen, heads, **kwargs)
-            if stop - start == len(q) and len(gathers) == 1:
-                return result
-            if out is None:
-                out = (
-                    result.new_empty(len(q), *result.shape[1:]) if once else result.new_zeros(len(q), *result.shape[1:])
-                )
-            if once:
-                out[start:stop] = result
-            else:
-                out[start:stop] += result
-            del result
-    assert out is not None
-    for row, count in times.items():
-        if count > 1:
-            out[row] /= count
-    return out
-
-
-def space_for(rows: int, like: Tensor) -> Tensor | None:
-    """Memory that one gather after another may use, since fresh memory costs a CPU more than copying does."""
-    return None if like.requires_grad else like.new_empty(rows, like.shape[1])
-
-
-def gathered(flat: Tensor, index: Tensor, space: Tensor | None) -> Tensor:
-    """The rows `index` [rows, count] of `flat`, [rows, count, channels], in `space` if there is any."""
-    into = None if space is None else space[: index.numel()]
-    return torch.index_select(flat, 0, index.flatten(), out=into).unflatten(0, index.shape)
+                gathers += tile_gathers(tiles_of(characters, method.tile), *which)
+        return gathers

@@ -3,8 +3,8 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io, ui
 
 from ..attention.blocks import parse_blocks
+from ..attention.recorder import Recorder, Recording, resize, stretch
 from ..attention.runtime import patch
-from ..attention.view import Recording, View, resize, stretch
 from ..story.heat import overlay
 from .types import CATEGORY, reach_inputs
 
@@ -42,8 +42,8 @@ class OneStoryAttentionRecorder(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: ModelPatcher, blocks: str, start_percent: float, end_percent: float) -> io.NodeOutput:
-        view = View(Recording(), parse_blocks(blocks), start_percent, end_percent)
-        return io.NodeOutput(patch(model, views=view), view.recording)
+        recorder = Recorder(Recording(), parse_blocks(blocks), start_percent, end_percent)
+        return io.NodeOutput(patch(model, recorder), recorder.recording)
 
 
 class OneStoryAttentionView(io.ComfyNode):

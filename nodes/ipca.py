@@ -1,3 +1,5 @@
+from typing import Literal
+
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
@@ -55,7 +57,7 @@ class OneStoryIPCA(io.ComfyNode):
         cls,
         model: ModelPatcher,
         strength: float,
-        variant: str,
+        variant: Literal["released", "paper"],
         dropout: float,
         blocks: str,
         start_percent: float,
@@ -63,4 +65,4 @@ class OneStoryIPCA(io.ComfyNode):
         seed: int,
     ) -> io.NodeOutput:
         ipca = IPCA(strength, variant, dropout, parse_blocks(blocks), start_percent, end_percent, seed)
-        return io.NodeOutput(patch(model, ipca=ipca))
+        return io.NodeOutput(patch(model, ipca))

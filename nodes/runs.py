@@ -3,9 +3,10 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
-from ..attention.self_attention import anchor_sources
+from ..attention.gathers import anchor_sources
+from ..attention.rows import STRETCHED, Cut, entries, wrong_batch
 from ..story.runs import Run, split_runs
-from ..svr.record import KEY
+from ..svr.record import KEY, Record
 from .types import CATEGORY
 
 
@@ -78,18 +79,18 @@ class OneStorySplit(io.ComfyNode):
     ) -> io.NodeOutput:
         frames = latent["samples"].shape[0]
         record = next((options[KEY] for _, options in conditioning if KEY in options), None)
-        if record and len(record.rows) != frames:
-            raise ValueError(
-                f"The latent batch has {frames} frames and the story {len(record.rows)}: wire `latent` from Story "
-                "Latent with the same story."
-            )
+        if record:
+            check_whole(record, frames)
+        check_latent(latent)
+        if negative is None:
+            check_negative_needed(conditioning)
         characters = record.characters if record else (("",),) * frames
         runs = split_runs(anchor_sources(characters, anchors), frames_per_run)
-        controls: dict[Any, Any] = {}
+        cuts = [Cut(run.frames, run.total) for run in runs]
         return io.NodeOutput(
-            [[select_entry(entry, run, (controls, n)) for entry in conditioning] for n, run in enumerate(runs)],
-            [select_latent(latent, run) for run in runs],
-            [[select_entry(entry, run, (controls, n)) for entry in negative or []] for n, run in enumerate(runs)],
+            [[select_entry(entry, cut) for entry in conditioning] for cut in cuts],
+            [select_latent(latent, run, cut) for run, cut in zip(runs, cuts)],
+            [[select_entry(entry, cut) for entry in negative or []] for cut in cuts],
         )
 
 
@@ -109,58 +110,102 @@ class OneStoryJoin(io.ComfyNode):
 
     @classmethod
     def execute(cls, latent: list[dict[str, Any]]) -> io.NodeOutput:
-        if not all(KEY in part for part in latent):
-            raise ValueError("Join Story found a latent that is not a run of a story: wire Split Story in front of it.")
-        rows = {frame: (part, i) for part in reversed(latent) for i, frame in enumerate(part[KEY].frames)}
-        missing = sorted(set(range(latent[0][KEY].total)) - set(rows))
-        if missing:
+        for part in latent:
+            check_run_latent(part)
+        total = latent[0][KEY].total
+        if any(part[KEY].total != total for part in latent):
+            others = next(part[KEY].total for part in latent if part[KEY].total != total)
             raise ValueError(
-                f"Join Story lacks frame {missing[0] + 1} of {latent[0][KEY].total}: wire all runs of one Split Story."
+                f"Join Story has runs of a story of {total} frames and of one of {others}: wire all runs of one Split "
+                "Story."
             )
+        rows = {frame: (part, i) for part in reversed(latent) for i, frame in enumerate(part[KEY].frames)}
+        missing = sorted(set(range(total)) - set(rows))
+        if missing:
+            raise ValueError(f"Join Story lacks frame {missing[0] + 1} of {total}: wire all runs of one Split Story.")
         order = [rows[frame] for frame in sorted(rows)]
-        joined = {key: value for key, value in latent[0].items() if key not in (KEY, "noise_mask")}
+        joined = {key: value for key, value in latent[0].items() if key not in (KEY, "batch_index", "noise_mask")}
         joined["samples"] = torch.stack([part["samples"][i] for part, i in order])
-        joined["batch_index"] = [part["batch_index"][i] for part, i in order]
-        if "noise_mask" in latent[0]:
-            joined["noise_mask"] = torch.stack([part["noise_mask"][i] for part, i in order])
+        if all("batch_index" in part for part in latent):
+            joined["batch_index"] = [part["batch_index"][i] for part, i in order]
+        if all("noise_mask" in part for part in latent):
+            masks = [mask_rows(part["noise_mask"]) for part, _ in order]
+            joined["noise_mask"] = torch.stack([mask[i % len(mask)] for mask, (_, i) in zip(masks, order)])
         return io.NodeOutput(joined)
 
 
-def select_latent(latent: dict[str, Any], run: Run) -> dict[str, Any]:
+def check_latent(latent: dict[str, Any]) -> None:
+    """Raise `ValueError` unless a latent batch is a whole story's."""
+    frames = latent["samples"].shape[0]
+    if KEY in latent:
+        raise ValueError(
+            "The latent is a run of a story that has been split already: wire `latent` from Story Latent, or from Join "
+            "Story to split it again."
+        )
+    ids = latent.get("batch_index")
+    if ids is not None and len(ids) != frames:
+        raise ValueError(
+            f"The latent batch has {frames} frames and {len(ids)} noise numbers (its batch_index): wire `latent` from "
+            "Story Latent, whose `noise_ids` has one for each frame."
+        )
+
+
+def check_whole(record: Record, frames: int) -> None:
+    """Raise `ValueError` unless the record is a whole story's of so many frames, in order."""
+    rows = [row.frame for row in record.rows]
+    if rows != list(range(record.frames)):
+        names = ", ".join(str(frame + 1) for frame in rows)
+        raise ValueError(
+            f"The conditioning has frames {names} of a story of {record.frames}: Split Story takes the whole story, so "
+            "wire it from Story Prompt or SVR."
+        )
+    if len(rows) != frames:
+        raise ValueError(wrong_batch(frames, len(rows)))
+
+
+def check_negative_needed(conditioning: list[list[Any]]) -> None:
+    """What the positive conditioning has for each frame mostly stands in the negative one too. Raises `ValueError`."""
+    for _, options in conditioning:
+        shared = {name: options[name] for name in STRETCHED if name in options}
+        if "control" in options and not options.get("control_apply_to_uncond", False):
+            shared["control"] = options["control"]
+        for what, count in entries(shared):
+            raise ValueError(
+                f"The conditioning has {what} with {count} entries, for frames, and `negative` is not wired: wire the "
+                "negative conditioning through Split Story too, so that both are cut to the same frames."
+            )
+
+
+def check_run_latent(part: dict[str, Any]) -> None:
+    """Raise `ValueError` unless a latent is a whole run of a story."""
+    if KEY not in part:
+        raise ValueError("Join Story found a latent that is not a run of a story: wire Split Story in front of it.")
+    run, rows = part[KEY], part["samples"].shape[0]
+    if len(run.frames) != rows:
+        names = ", ".join(str(frame + 1) for frame in run.frames)
+        raise ValueError(
+            f"Join Story has {rows} {'picture' if rows == 1 else 'pictures'} for the run of frames {names}: take out "
+            "the node between Split Story and Join Story that picks, repeats or adds pictures."
+        )
+
+
+def select_latent(latent: dict[str, Any], run: Run, cut: Cut) -> dict[str, Any]:
     rows = list(run.frames)
     ids = latent.get("batch_index") or range(run.total)
     selected = {**latent, "samples": latent["samples"][rows], "batch_index": [ids[j] for j in rows], KEY: run}
     if "noise_mask" in latent:
-        mask = latent["noise_mask"]
-        mask = mask.reshape(-1, *mask.shape[-2:])
-        selected["noise_mask"] = mask[[j % len(mask) for j in rows]]
+        selected["noise_mask"] = cut.repeated(mask_rows(latent["noise_mask"]))
     return selected
 
 
-def select_entry(entry: list[Any], run: Run, controls: Any) -> list[Any]:
-    """A conditioning entry for the frames of one run: whatever has a row for each frame of the story is cut."""
-    embeds, options = entry
-    options = {key: select_rows(value, run) for key, value in options.items()}
+def mask_rows(mask: torch.Tensor) -> torch.Tensor:
+    """A noise mask of any shape that ComfyUI takes, as [masks, height, width]."""
+    return mask.reshape(-1, *mask.shape[-2:])
+
+
+def select_entry(entry: list[Any], cut: Cut) -> list[Any]:
+    """A conditioning entry for the frames of one run."""
+    embeds, options = cut.entry(*entry)
     if KEY in options:
-        options[KEY] = options[KEY].select(list(run.frames))
-    if "control" in options:
-        options["control"] = select_control(options["control"], run, *controls)
-    return [select_rows(embeds, run), options]
-
-
-def select_rows(value: Any, run: Run) -> Any:
-    if isinstance(value, torch.Tensor) and value.ndim > 1 and value.shape[0] == run.total > 1:
-        return value[list(run.frames)]
-    return value
-
-
-def select_control(control: Any, run: Run, made: dict[Any, Any], number: int) -> Any:
-    """A copy of a ControlNet with the hints of the run's frames. Positive and negative share it, so that ComfyUI can
-    batch them; `made` holds those of this split."""
-    if (control, number) not in made:
-        copy = control.copy()
-        copy.cond_hint_original = select_rows(control.cond_hint_original, run)
-        if control.previous_controlnet is not None:
-            copy.set_previous_controlnet(select_control(control.previous_controlnet, run, made, number))
-        made[control, number] = copy
-    return made[control, number]
+        options[KEY] = options[KEY].select(list(cut.rows))
+    return [embeds, options]

@@ -69,4 +69,4 @@ class OneStorySelfAttention(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: ModelPatcher, blocks: str, **parameters: Any) -> io.NodeOutput:
-        return io.NodeOutput(patch(model, self_attention=SelfAttention(blocks=parse_blocks(blocks), **parameters)))
+        return io.NodeOutput(patch(model, SelfAttention(blocks=parse_blocks(blocks), **parameters)))

@@ -10,8 +10,8 @@ import torch
 from conftest import ROOT
 from duplicates import FOX, FRAMES
 from graphs import empty, ipca, positive, random, split, story
-from onestory.attention import runtime
-from onestory.attention.view import Recording, layer_size, stretch
+from onestory.attention.architectures import unet
+from onestory.attention.recorder import Recorder, Recording, Watch, stretch
 from onestory.nodes.attention_view import OneStoryAttentionRecorder, OneStoryAttentionView
 from onestory.svr.record import KEY
 from onestory.tools.client import images
@@ -156,7 +156,7 @@ def test_an_area_of_the_picture_is_not_seen(sd, frames, negative, latent):
     [(96, 12, 8, (12, 8)), (24, 12, 8, (6, 4)), (35, 9, 13, (5, 7)), (12, 9, 13, (3, 4)), (90, 12, 8, None)],
 )
 def test_a_layers_size_follows_from_its_tokens(tokens, height, width, size):
-    assert layer_size(tokens, height, width) == size
+    assert unet.layer_size(tokens, height, width) == size
 
 
 # --- it changes nothing -----------------------------------------------------------------------------------------------
@@ -180,20 +180,23 @@ def test_latents_are_bit_equal_with_the_view_before_and_behind_other_patches(sd,
     assert torch.equal(run(before, frames, negative, latent), want)
 
 
-def test_without_a_recorder_nothing_is_watched(sd, frames, negative, latent, monkeypatch):
+def test_without_a_recorder_nothing_is_watched_and_without_methods_nothing_listens(
+    sd, frames, negative, latent, monkeypatch
+):
     def fail(*_, **__):
         raise AssertionError("watched")
 
-    monkeypatch.setattr(runtime, "identity_mass", fail)
+    monkeypatch.setattr(Recorder, "prepare", fail)
+    monkeypatch.setattr(Watch, "mass", fail)
     run(ipca(sd.model), frames, negative, latent)
-    monkeypatch.setattr(runtime, "Forward", fail)
+    monkeypatch.setattr(unet, "install", fail)
     run(sd.model, frames, negative, latent)
 
 
 def test_with_the_recorder_off_in_a_step_nothing_listens(sd, frames, negative, latent, monkeypatch):
     heard = []
-    listen = runtime.Forward.listen
-    monkeypatch.setattr(runtime.Forward, "listen", lambda self, options: heard.append(1) or listen(self, options))
+    install = unet.install
+    monkeypatch.setattr(unet, "install", lambda *args: heard.append(1) or install(*args))
     run(record(sd.model, "up", 0.0, 0.2)[0], frames, negative, latent)
     assert len(heard) == 1
 

@@ -4,7 +4,6 @@ Every case is sampled with nothing of ours but SVR, with IPCA, with self-attenti
 same graphs without the other node. What a node adds beside the other has to be of the size of what it adds alone.
 """
 
-import logging
 from typing import NamedTuple
 
 import comfy.gligen
@@ -36,8 +35,9 @@ from graphs import (
     self_attention,
     story,
 )
-from onestory.attention.runtime import attention_blocks
+from onestory.attention.architectures import unet
 from onestory.tools.random_checkpoint import random_weights
+from warned import warnings_of
 
 import nodes
 
@@ -84,10 +84,6 @@ def patched(model, ours):
 @pytest.fixture(scope="module")
 def bench(sd):
     return Bench(sd)
-
-
-def messages(caplog) -> list[str]:
-    return [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING and "OneStory" in r.getMessage()]
 
 
 # --- the other nodes: each takes a bench and a graph and gives the graph with it -------------------------------------
@@ -180,7 +176,7 @@ def hooks(bench, graph):
 
 
 def gligen(bench, graph):
-    transformers = len(attention_blocks(graph.model))
+    transformers = len(unet.blocks(graph.model.model))
     dense = comfy.gligen.GatedSelfAttentionDense(320, 768, 8, 40)
     weights = random_weights(dense)
     weights["alpha_attn"] = weights["alpha_dense"] = torch.tensor(1.0)
@@ -205,7 +201,7 @@ def ip_adapter(bench, graph):
         return optimized_attention(q, k, v, heads) + optimized_attention(q, picture, picture, heads)
 
     model = graph.model.clone()
-    for name, number in attention_blocks(model):
+    for name, number in unet.blocks(model.model):
         model.set_model_attn2_replace(patch, name, number)
     return graph._replace(model=model)
 
@@ -284,14 +280,18 @@ def test_hypertile_keeps_its_blocks_and_a_warning_says_so(bench, caplog):
     assert scaled_error(everything, with_ipca) > 1e-3, "self-attention works at the second level"
     assert scaled_error(everything, bench.without_other((IPCA, SELF))) > 1e-3
     assert scaled_error(tiled, bench.without_other()) > 1e-3
-    assert any("another patch cuts block" in message for message in messages(caplog))
+    assert warnings_of(caplog) == [
+        "OneStory: another model patch splits the batch, so Consistent Self-Attention is skipped there (blocks "
+        "input.1, output.2, output.3)."
+    ], "once, though it is met in every step and block"
 
 
 def test_the_warning_also_comes_with_the_released_probabilities(bench, caplog):
     """Though they are 0 in the first step."""
     model = self_attention(hypertile(bench, bench.graph).model, probability="released")
     bench.sample(bench.graph._replace(model=model))
-    assert any("another patch cuts block" in message for message in messages(caplog))
+    [message] = warnings_of(caplog)
+    assert "another model patch splits the batch, so Consistent Self-Attention is skipped there" in message
 
 
 def plain_attention(q, k, v, extra_options):
@@ -305,10 +305,13 @@ def test_a_patch_that_replaces_self_attention_keeps_its_block_and_a_warning_says
     graph = bench.graph._replace(model=model)
     got = bench.sample(graph._replace(model=self_attention(model, blocks="output.1")))
     assert scaled_error(got, bench.without_other()) < 1e-5
-    assert any("output.1" in message for message in messages(caplog))
+    assert warnings_of(caplog) == [
+        "OneStory: another model patch replaces the attention, so Consistent Self-Attention is skipped there "
+        "(block output.1)."
+    ]
     caplog.clear()
     bench.sample(graph._replace(model=self_attention(model, blocks="output.0")))
-    assert not messages(caplog), "no word about blocks that nobody asked for"
+    assert not warnings_of(caplog), "no word about blocks that nobody asked for"
 
 
 def test_a_patch_that_hands_on_its_options_gets_consistent_self_attention(bench):
@@ -326,12 +329,13 @@ def test_context_windows_pass_through_with_a_warning(bench, caplog):
         return ContextWindowsManualNode.execute(model, 2, 1, "standard_static", 1, False, "pyramid", 0, False)[0]
 
     want = bench.sample(bench.graph._replace(model=windows(bench.sd.model)))
-    assert not messages(caplog)
+    assert not warnings_of(caplog)
     for order in (lambda m: self_attention(windows(m)), lambda m: windows(self_attention(m))):
         caplog.clear()
         got = bench.sample(bench.graph._replace(model=order(bench.sd.model)))
         assert torch.equal(got, want)
-        assert any("2 of 3 frames are sampled at a time" in message for message in messages(caplog))
+        [message] = warnings_of(caplog)
+        assert "a context window draws 2 of the 3 frames at a time" in message and "Split Story" in message
 
 
 # --- several stories in one graph ------------------------------------------------------------------------------------

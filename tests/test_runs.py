@@ -1,11 +1,15 @@
 """Stories in runs, by Split Story, KSampler and Join Story: the frames of one batch, in less memory."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from comfy.ldm.modules.attention import attention_pytorch
+from comfy.model_base import BaseModel
 from comfy.sample import sample as host_sample
 from graphs import (
     control,
+    controlnet_model,
     empty,
     encode,
     in_runs,
@@ -20,8 +24,8 @@ from graphs import (
     split,
     story,
 )
-from onestory.attention.runtime import attention_blocks
-from onestory.attention.self_attention import anchor_sources
+from onestory.attention.architectures import unet
+from onestory.attention.gathers import anchor_sources
 from onestory.story.runs import Run, split_runs
 from onestory.svr.record import KEY
 from reference import anchor_frames, tile_starts
@@ -195,7 +199,7 @@ def test_noise_masks_go_with_their_frames(sd, five, masks):
     assert torch.equal(joined["noise_mask"].reshape(-1, HEIGHT, WIDTH), used[[j % masks for j in range(5)]])
 
 
-@pytest.mark.parametrize("hints", [1, 5])
+@pytest.mark.parametrize("hints", [1, 2, 5, 8])
 def test_controlnet_hints_go_with_their_frames(sd, five, hints):
     conditioning, negative, latent = five
     model = self_attention(sd.model)
@@ -216,6 +220,54 @@ def test_masks_for_each_frame_go_with_their_frames(sd, five):
     assert scaled_error(in_runs(model, pos, negative, latent, 2, ANCHORS), sample(model, pos, negative, latent)) < (
         PROMISED
     )
+
+
+@pytest.mark.parametrize("masks", [2, 5, 8])
+def test_other_numbers_of_masks_are_used_as_in_one_batch(sd, masks):
+    """ComfyUI repeats masks over a batch that is a multiple of their number, and takes the first of more."""
+    tale = story("a red fox", "runs", "sleeps", "eats", "swims")
+    conditioning, negative, latent = positive(sd.clip, tale), encode(sd.clip, "blurry"), empty(tale, WIDTH, HEIGHT)
+    pos = nodes.ConditioningSetMask().append(conditioning, random([masks, HEIGHT, WIDTH]), "default", 1.0)[0]
+    pos = pos + encode(sd.clip, "a castle")
+    if masks == 5:
+        pos[0][1]["mask"] = pos[0][1]["mask"][:, :4]  # as many rows of pixels as frames
+    want = sample(sd.model, pos, negative, latent)
+    assert scaled_error(in_runs(sd.model, pos, negative, latent, 1, 0), want) < PROMISED
+
+
+def test_a_mask_without_a_row_for_each_frame_is_never_cut(five):
+    """Its height happens to be the number of frames."""
+    conditioning, _, latent = five
+    pos = nodes.ConditioningSetMask().append(conditioning, random([1, 5, 7]), "default", 1.0)[0]
+    pos[0][1]["mask"] = pos[0][1]["mask"][0]
+    for run, _, _ in split(pos, latent, 2, 0):
+        assert torch.equal(run[0][1]["mask"], pos[0][1]["mask"])
+
+
+@pytest.mark.parametrize("pictures", [1, 3, 5, 8])
+def test_inpaint_pictures_and_masks_go_with_their_frames(pictures):
+    """ComfyUI stretches another number of them over the batch."""
+    model = SimpleNamespace(concat_keys=("mask", "masked_image"), process_latent_in=lambda latent: latent)
+    noise = torch.zeros(5, 4, 6, 7)
+    concat = {"concat_latent_image": random([pictures, 4, 6, 7]), "concat_mask": random([pictures, 1, 6, 7], 1)}
+
+    def seen(options, noise):
+        return BaseModel.concat_cond(model, noise=noise, device="cpu", **options)
+
+    conditioning = [[torch.zeros(5, 77, 8), concat]]
+    runs = split(conditioning, {"samples": noise}, 2, 0, conditioning)
+    got = torch.cat([seen(run[0][1], part["samples"]) for run, part, _ in runs])
+    assert torch.equal(got, seen(concat, noise))
+
+
+def test_reference_latents_go_with_their_frames():
+    references = [random([count, 4, 6, 7], count) for count in (1, 2, 5)]
+    conditioning = [[torch.zeros(5, 77, 8), {"reference_latents": references, "pooled_output": None}]]
+    runs = split(conditioning, {"samples": torch.zeros(5, 4, 6, 7)}, 2, 0)
+    for n, reference in enumerate(references):
+        cut = [run[0][1]["reference_latents"][n] for run, _, _ in runs]
+        got = torch.cat([x.expand(len(part["samples"]), -1, -1, -1) for x, (_, part, _) in zip(cut, runs)])
+        assert torch.equal(got, reference[[j % len(reference) for j in range(5)]])
 
 
 def test_prompts_batched_without_a_record_are_one_group_and_split_too(sd, five):
@@ -251,7 +303,7 @@ def looking(model, looks):
         return out
 
     clone = model.clone()
-    for block in attention_blocks(model):
+    for block in unet.blocks(model.model):
         clone.set_model_attn1_replace(patch, *block)
     return clone
 
@@ -367,6 +419,76 @@ def test_tiles_in_runs_say_what_to_use(sd, five):
     run, part, _ = split(conditioning, latent, 2, 2)[0]
     with pytest.raises(ValueError, match=r"This run has \d of the story's 5 frames, and the variant “tiles”"):
         sample(self_attention(sd.model, variant="tiles"), run, negative, part)
+
+
+def test_a_negative_that_is_not_split_is_an_error_at_split_story(sd, five):
+    conditioning, negative, latent = five
+    pos, neg = control(conditioning, negative, random([5, HEIGHT, WIDTH, 3]))
+    with pytest.raises(ValueError, match="has a ControlNet with 5 entries, for frames, and `negative` is not wired"):
+        split(pos, latent, 2, 0)
+    assert split(*control(conditioning, negative, random([1, HEIGHT, WIDTH, 3]))[:1], latent, 2, 0)
+    old = nodes.ControlNetApply().apply_controlnet(
+        conditioning, controlnet_model(), random([5, HEIGHT, WIDTH, 3]), 0.05
+    )[0]
+    assert split(old, latent, 2, 0), "its negative gets the ControlNet from ComfyUI"
+
+
+@pytest.mark.parametrize("branch", ["positive", "negative"])
+def test_what_has_an_entry_for_each_frame_and_was_not_split_is_an_error_before_sampling(sd, five, branch):
+    """A negative past Split Story, or a ControlNet that is applied after it."""
+    conditioning, negative, latent = five
+    run, part, _ = split(conditioning, latent, 2, 0)[0]
+    applied = dict(zip(("positive", "negative"), control(run, negative, random([5, HEIGHT, WIDTH, 3]))))
+    graph = {"positive": run, "negative": negative} | {branch: applied[branch]}
+    with pytest.raises(ValueError, match=f"The {branch} conditioning has a ControlNet with 5 entries, and this run "):
+        sample(ipca(sd.model), graph["positive"], graph["negative"], part)
+
+
+def test_settings_that_are_off_or_overruled_do_not_veto_a_run(sd, five):
+    conditioning, negative, latent = five
+    _, (run, part, _), *_ = split(conditioning, latent, 2, 1)
+    one = {"anchors": 1}
+    for model in (
+        self_attention(sd.model, anchors=4, sampling_rate=0.0),
+        self_attention(self_attention(sd.model, anchors=4), sampling_rate=0.0),
+        self_attention(self_attention(sd.model, anchors=4), **one),
+        self_attention(self_attention(sd.model, variant="tiles"), **one),
+        self_attention(self_attention(sd.model, anchors=4, end_percent=0.0), **one),
+        self_attention(sd.model, anchors=4, blocks="up", start_percent=0.99),
+    ):
+        assert torch.isfinite(sample(model, run, negative, part)).all()
+    partly = self_attention(self_attention(sd.model, anchors=4), blocks="up", **one)
+    with pytest.raises(ValueError, match="lacks frame 2"):
+        sample(partly, run, negative, part)
+
+
+def test_a_run_split_again_a_picked_row_and_short_noise_numbers_are_a_sentence_each(sd, five):
+    conditioning, negative, latent = five
+    run, part, _ = split(conditioning, latent, 2, 1)[1]
+    rows = len(part["samples"])
+    with pytest.raises(ValueError, match=r"has frames 1, [\d, ]+ of a story of 5: Split Story takes the whole story"):
+        split(run, part, 2, 1)
+    with pytest.raises(ValueError, match="is a run of a story that has been split already"):
+        split([[conditioning[0][0][:rows], {}]], part, 2, 1)
+    with pytest.raises(ValueError, match=r"has 5 frames and 3 noise numbers \(its batch_index\)"):
+        split(conditioning, {**latent, "batch_index": [0, 1, 2]}, 2, 1)
+    picked = nodes.LatentFromBatch().frombatch(part, 0, 1)[0]
+    with pytest.raises(ValueError, match="has 1 picture for the run of frames 1, "):
+        join([picked, *(p for _, p, _ in split(conditioning, latent, 2, 1)[1:])])
+    with pytest.raises(ValueError, match=r"The latent batch has 1 frame and the story \d: .* Repeat Latent Batch"):
+        sample(ipca(sd.model), run, negative, picked)
+
+
+def test_runs_of_two_stories_are_not_joined():
+    with pytest.raises(ValueError, match="has runs of a story of 5 frames and of one of 4"):
+        join([*parts(), *parts(frames=4)])
+
+
+def test_join_takes_masks_that_were_set_on_the_runs_and_latents_without_noise_numbers():
+    runs = [nodes.SetLatentNoiseMask().set_mask(part, random([1, 5, 7], n))[0] for n, part in enumerate(parts())]
+    joined = join([{name: value for name, value in run.items() if name != "batch_index"} for run in runs])
+    assert joined["noise_mask"].shape == (5, 5, 7)
+    assert "batch_index" not in joined
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------

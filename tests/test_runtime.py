@@ -226,3 +226,25 @@ def test_every_back_end_samples_the_same(sd, frames, negative, latent, monkeypat
     monkeypatch.setattr(host, "optimized_attention_masked", getattr(host, name))
     scale = relative_error(plain, want)
     assert relative_error(run(ipca(sd.model, **changed), frames, negative, latent), want) < 1e-5 < scale / 10
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+@pytest.mark.parametrize("changed", [{}, {"variant": "paper"}, {"dropout": 0.4}])
+def test_flash_attention_is_not_handed_masks_that_it_refuses(
+    sd, frames, negative, latent, monkeypatch, caplog, changed, adapter
+):
+    """ComfyUI's flash attention falls back with a line in the log for every call that has a mask."""
+
+    def model():
+        return ipca(adapt(sd.model) if adapter else sd.model, **changed)
+
+    def flash(q, k, v, dropout_p=0.0, causal=False, softmax_scale=-1.0):
+        return torch.nn.functional.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
+
+    want = run(model(), frames, negative, latent)
+    monkeypatch.setattr(host, "flash_attn_wrapper", flash)
+    monkeypatch.setattr(host, "optimized_attention", host.attention_flash)
+    monkeypatch.setattr(host, "optimized_attention_masked", host.attention_flash)
+    caplog.clear()
+    assert relative_error(run(model(), frames, negative, latent), want) < 1e-5
+    assert [r.getMessage() for r in caplog.records if r.levelname == "WARNING"] == []

@@ -1,9 +1,9 @@
 """Whole sampling runs on the real host: what IPCA must equal, what it leaves alone, and what may stand beside it."""
 
-import logging
 import threading
 
 import comfy.model_patcher
+import comfy.sample
 import comfy.sd
 import pytest
 import torch
@@ -18,6 +18,7 @@ from graphs import control, empty, encode, ipca, positive, random, sample_advanc
 from onestory.nodes.prompt import OneStoryPrompt
 from onestory.svr.record import KEY
 from reference import relative_error
+from warned import warnings_of
 
 import nodes
 
@@ -258,8 +259,9 @@ def test_a_batch_that_is_not_the_storys_is_a_sentence_with_both_numbers(sd, fram
     with pytest.raises(ValueError) as error:
         run(ipca(sd.model), frames, negative, wrong)
     assert str(error.value) == (
-        f"The latent batch has {count} frames and the story 4: "
-        "use Story Latent, wired to the same story, as the sampler's latent image."
+        f"The latent batch has {count} {'frame' if count == 1 else 'frames'} and the story 4: use Story Latent, wired "
+        "to the same story, as the latent image; or Repeat Latent Batch, where each frame is to start from a picture "
+        "of yours."
     )
 
 
@@ -365,10 +367,6 @@ def test_dropout_does_not_depend_on_other_rows(sd, frames, negative, latent, lat
 # --- unknown territory ------------------------------------------------------------------------------------------------
 
 
-def warnings_of(caplog):
-    return [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING and "OneStory" in r.getMessage()]
-
-
 def test_a_model_without_cross_attention_passes_through_with_a_warning(caplog):
     inner = torch.nn.Module()
     inner.diffusion_model = torch.nn.Linear(2, 2)
@@ -376,7 +374,7 @@ def test_a_model_without_cross_attention_passes_through_with_a_warning(caplog):
     before = frozen(model.model_options)
     assert frozen(ipca(model).model_options) == before
     [warning] = warnings_of(caplog)
-    assert "has no U-Net with cross-attention" in warning and "used unchanged" in warning
+    assert "is no U-Net with cross-attention" in warning and "used unchanged by IPCA" in warning
 
 
 def test_a_graph_without_a_story_passes_through_with_one_warning(sd, negative, latent, caplog):
@@ -384,6 +382,23 @@ def test_a_graph_without_a_story_passes_through_with_one_warning(sd, negative, l
     assert torch.equal(run(ipca(sd.model), plain, negative, latent), run(sd.model, plain, negative, latent))
     [warning] = warnings_of(caplog)
     assert "carries no story" in warning and "Story Prompt" in warning
+
+
+def test_a_sampler_that_batches_tiles_is_told_once_what_to_set(sd, frames, negative, latent, caplog):
+    """Tiled Diffusion hands the model several tiles of every frame in one batch."""
+
+    def tiled(apply_model, args):
+        x, c = args["input"], args["c"]
+        again = {name: torch.cat([value] * 3) for name, value in c.items() if isinstance(value, torch.Tensor)}
+        return apply_model(torch.cat([x] * 3), torch.cat([args["timestep"]] * 3), **{**c, **again})[: len(x)]
+
+    plain, patched = sd.model.clone(), ipca(sd.model)
+    for model in (plain, patched):
+        model.set_model_unet_function_wrapper(tiled)
+    got = run(patched, frames, negative, latent, steps=3)
+    assert torch.equal(got, run(plain, frames, negative, latent, steps=3))
+    [warning] = warnings_of(caplog)
+    assert "12 pictures are drawn at a time for the story's 4 frames" in warning and "tile batch size" in warning
 
 
 @pytest.mark.parametrize("changed", [{}, {"dropout": 0.5}, {"start_percent": 0.1}])
@@ -412,13 +427,21 @@ def test_two_samplers_at_once_give_the_same_as_alone(sd, checkpoint, frames, neg
         (ipca(sd.model, dropout=0.5), frames, negative, latent),
         (ipca(twin, variant="paper", strength=2.0, dropout=0.3), third, negative, latent_rows(latent, [0, 1, 2])),
     ]
-    alone = [run(*job, steps=2) for job in jobs]
+    # ComfyUI draws a latent's noise from the global generator, which two threads would share.
+    noises = [comfy.sample.prepare_noise(job[3]["samples"], 1, job[3]["batch_index"]) for job in jobs]
+
+    @torch.inference_mode()
+    def drawn(n):
+        model, pos, neg, start = jobs[n]
+        return comfy.sample.sample(model, noises[n], 2, 5.0, "euler", "normal", pos, neg, start["samples"], seed=1)
+
+    alone = [drawn(n) for n in range(2)]
     together = [None, None]
     barrier = threading.Barrier(2)
 
     def work(n):
         barrier.wait()
-        together[n] = run(*jobs[n], steps=2)
+        together[n] = drawn(n)
 
     threads = [threading.Thread(target=work, args=(n,)) for n in range(2)]
     for thread in threads:

@@ -5,18 +5,18 @@ import math
 import pytest
 import torch
 from comfy.ldm.modules.attention import attention_basic, attention_pytorch
-from onestory.attention import self_attention
-from onestory.attention.runtime import seeded
-from onestory.attention.self_attention import (
+from onestory.attention import gathers as gathers_module
+from onestory.attention.gathers import (
     anchor_gathers,
     anchor_sources,
     anchors_of,
     consistent_attention,
-    probability,
     sample,
     tile_gathers,
     tiles_of,
 )
+from onestory.attention.schedule import Place, seeded
+from onestory.attention.self_attention import SelfAttention
 from reference import anchor_frames, anchors_attention, plain_attention, relative_error, tile_starts, tiles_attention
 
 HEADS, DIM = 2, 8
@@ -306,7 +306,7 @@ def test_keys_gathered_for_a_few_rows_at_a_time_give_the_same(monkeypatch):
     tile_samples = {tuple(t): picked(35 * len(t), 0.5, t[0]) for t in tiles_of(TRIO, 2)}
     at_once = got_anchors(qkv, TRIO, 2, samples), got_tiles(qkv, TRIO, 2, tile_samples)
     for limit in (1, 2**14):
-        monkeypatch.setattr(self_attention, "GATHERED_ON_CPU", limit)
+        monkeypatch.setattr(gathers_module, "GATHERED_ON_CPU", limit)
         few = got_anchors(qkv, TRIO, 2, samples), got_tiles(qkv, TRIO, 2, tile_samples)
         assert all(relative_error(*pair) < 1e-6 for pair in zip(few, at_once, strict=True))
 
@@ -335,6 +335,13 @@ def test_draws_depend_on_their_key_alone():
     assert all(generator.device == CPU for generator in others)
 
 
-def test_the_released_probabilities():
-    assert [probability("released", step, 10) for step in range(10)] == [0.0] + [0.7] * 3 + [0.9] * 6
-    assert {probability("always", step, 10) for step in range(10)} == {1.0}
+def chances(setting, *shares):
+    """How likely a call is to be consistent at these shares of a schedule whose noise falls evenly from 1 to 0."""
+    method = SelfAttention("anchors", 4, 4, 0.5, (), 0.0, 1.0, setting, 0)
+    return [method.chance(Place(1 - share, lambda percent: 1 - percent)) for share in shares]
+
+
+def test_the_released_probabilities_by_the_place_in_the_whole_schedule():
+    assert chances("released", *(step / 10 for step in range(10))) == [0.0] + [0.7] * 3 + [0.9] * 6
+    assert chances("released", 0.001, 0.39, 0.41, 1.0) == [0.7, 0.7, 0.9, 0.9]
+    assert set(chances("always", *(step / 10 for step in range(10)))) == {1.0}

@@ -74,15 +74,14 @@ def bench_bias(compare, device, dtype, frames):
     """What a forward pass makes for all its layers."""
     from onestory.attention.blocks import parse_blocks
     from onestory.attention.ipca import IPCA
-    from onestory.attention.runtime import Forward, Patches, Placement, Step
+    from onestory.attention.method import Batch, Chunk, Placement
+    from onestory.attention.schedule import Place
 
     record = stories.record(frames, "SDXL")
     ipca = IPCA(1.0, "released", 0.0, parse_blocks("all"), 0.0, 1.0, 0)
-    characters = (("",),) * frames
-    step = Step(Patches((ipca,)), {1: Placement(record, 77)}, 0, 1, tuple(range(frames)), characters, (8, 8))
-    x, context = torch.zeros(2 * frames, 4, 8, 8), torch.zeros(2 * frames, 77, 8, device=device)
-
-    def biases():
-        Forward(step, {"uuids": [1, 2]}, x, context).make_biases(dtype, device)
-
-    compare(f"IPCA, all that a forward pass prepares, {frames} frames", biases)
+    chunks = Chunk(0, frames, Placement(record, 77)), Chunk(frames, 2 * frames, None)
+    characters, size, place = (("",),) * frames, (8, 8), Place(1.0, lambda percent: 1 - percent)
+    batch = Batch(
+        chunks, tuple(range(frames)), characters, 77, size, size, lambda tokens: None, place, dtype, device, None
+    )
+    compare(f"IPCA, all that a forward pass prepares, {frames} frames", lambda: ipca.prepare(batch))

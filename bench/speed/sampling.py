@@ -5,20 +5,23 @@ from typing import Any
 import torch
 from onestory.attention.blocks import parse_blocks
 from onestory.attention.ipca import IPCA
+from onestory.attention.method import Method
 from onestory.attention.runtime import patch
 from onestory.attention.self_attention import SelfAttention
 
-METHODS: dict[str, dict[str, Any]] = {
-    "IPCA": {"ipca": IPCA(1.0, "released", 0.0, parse_blocks("all"), 0.0, 1.0, 0)},
-    "self-attention": {
-        "self_attention": SelfAttention("anchors", 4, 4, 0.5, parse_blocks("up"), 0.0, 1.0, "always", 0)
-    },
+IDENTITY = IPCA(1.0, "released", 0.0, parse_blocks("all"), 0.0, 1.0, 0)
+SHARING = SelfAttention("anchors", 4, 4, 0.5, parse_blocks("up"), 0.0, 1.0, "always", 0)
+METHODS: dict[str, tuple[Method, ...]] = {
+    "IPCA": (IDENTITY,),
+    "self-attention": (SHARING,),
+    "IPCA and self-attention": (IDENTITY, SHARING),
 }
-METHODS["IPCA and self-attention"] = METHODS["IPCA"] | METHODS["self-attention"]
 
 
 def patched(model: Any, method: str) -> Any:
-    return patch(model, **METHODS[method])
+    for each in METHODS[method]:
+        model = patch(model, each)
+    return model
 
 
 def sample(model: Any, positive: list, negative: list, latent: torch.Tensor, steps: int = 2) -> torch.Tensor:

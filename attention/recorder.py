@@ -1,15 +1,18 @@
 """Where the identity's words look in each frame's picture: watched while sampling, without changing it."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..svr.record import Record, Row
+from ..svr.record import Record, Row, Span
 from .blocks import Blocks
-from .ipca import biased_attention, identity_span
+from .ipca import identity_span
+from .method import Batch, Call, Kind, Next, Report
+from .schedule import Place
 
 Frames = tuple[int, ...]
 """The frames that the rows of a run draw."""
@@ -64,13 +67,64 @@ class Recording:
         return torch.cat([resize(rows[frame][None], height, width) for frame in range(self.frames)])
 
 
-class View(NamedTuple):
-    """One recorder: it watches `blocks` in the steps between the two percents."""
+@dataclass(frozen=True)
+class Recorder:
+    """One Attention Recorder: it watches `blocks` in the steps between the two percents."""
 
-    recording: Recording
+    recording: "Recording"
     blocks: Blocks
     start_percent: float
     end_percent: float
+
+    name: ClassVar[str] = "Attention Recorder"
+    kinds: ClassVar[frozenset[Kind]] = frozenset({"cross"})
+    stacks: ClassVar[bool] = True
+
+    def off(self) -> bool:
+        return False
+
+    def check(self, records: list[Record], places: list[Place], report: Report) -> None:
+        self.recording.begin(records)
+
+    def prepare(self, batch: Batch) -> "Watch | None":
+        # Parts of a picture (areas) are not seen.
+        if batch.size != batch.canvas or not any(chunk.placement for chunk in batch.chunks):
+            return None
+        return Watch(self.recording, batch)
+
+
+class Watch:
+    """A recorder in one forward pass: what share of each query's attention falls on the identity."""
+
+    def __init__(self, recording: "Recording", batch: Batch):
+        self.recording = recording
+        self.layer_size = batch.layer_size
+        self.chunks = []
+        for start, stop, placement in batch.chunks:
+            if placement is not None:
+                record, own = placement
+                columns = identity_columns(record.rows, own, batch.tokens // own).to(batch.device, batch.dtype)
+                self.chunks.append((Span(start, stop), record, columns))
+
+    def attend(self, call: Call, next: Next) -> Tensor:
+        size = self.layer_size(call.q.shape[-2])
+        another_watches = call.attention is call.unpatched
+        if call.text is not None and size is not None and not another_watches:
+            for rows, record, columns in self.chunks:
+                self.recording.add(record, self.mass(call, next, rows, columns).unflatten(1, size))
+        return next(call)
+
+    def mass(self, call: Call, next: Next, rows: Span, columns: Tensor) -> Tensor:
+        """The share of attention that falls on `columns` [rows, keys], mean over heads: [rows, queries].
+
+        That is what attention itself gives for values that are 1 on these columns, so any back end computes it, with
+        whatever `next` does to the call.
+        """
+        q, k = call.q[slice(*rows)], call.k[slice(*rows)]
+        values = columns.to(k)[:, :, None].repeat(1, 1, k.shape[-1])
+        options = {**call.options, "mask": None}
+        watched = call._replace(q=q, k=k, v=values, rows=rows, attention=call.unpatched, options=options)
+        return next(watched).mean(-1, dtype=torch.float32)
 
 
 def frames_of(record: Record) -> Frames:
@@ -98,35 +152,6 @@ def identity_columns(rows: Sequence[Row], own_tokens: int, repeats: int = 1) -> 
     for i, row in enumerate(rows):
         columns[i, slice(*identity_span(row))] = 1
     return columns.repeat(1, repeats)
-
-
-def identity_mass(
-    attention: Callable[..., Tensor],
-    q: Tensor,
-    k: Tensor,
-    heads: int,
-    columns: Tensor,
-    bias: Tensor | None,
-    **kwargs: Any,
-) -> Tensor:
-    """The share of each query's attention that falls on `columns` [rows, keys], mean over heads: [rows, queries].
-
-    That is what attention itself gives for values that are 1 on these columns, so any backend computes it, with
-    IPCA's `bias` where that works.
-    """
-    values = columns.to(k)[:, :, None].repeat(1, 1, k.shape[-1])
-    if bias is None:
-        out = attention(q, k, values, heads, mask=None, **kwargs)
-    else:
-        out = biased_attention(attention, q, k, values, heads, bias, **kwargs)
-    return out.mean(-1, dtype=torch.float32)
-
-
-def layer_size(tokens: int, height: int, width: int) -> tuple[int, int] | None:
-    """Height and width of a layer with so many tokens in a U-Net that halves its picture; None if there is none."""
-    while height * width > tokens:
-        height, width = (height + 1) // 2, (width + 1) // 2
-    return (height, width) if height * width == tokens else None
 
 
 def stretch(maps: Tensor, together: bool) -> Tensor:

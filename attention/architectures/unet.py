@@ -1,0 +1,121 @@
+"""Stable Diffusion's U-Net: SD1.x, SD2.x, SDXL and its refiner.
+
+ComfyUI calls the patches `attn1_patch` and `attn2_patch` just before a transformer's self-attention and
+cross-attention, and an override for every attention call that is given `transformer_options`. So the override knows
+which layer it serves.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import comfy.ldm.modules.attention
+from comfy.ldm.modules.attention import SpatialTransformer
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from torch import Tensor
+
+from ...svr.record import Span
+from ..method import Call, Kind, Layer
+from .back_ends import attention_of
+
+if TYPE_CHECKING:
+    from . import Dispatch
+
+name = "U-Net with cross-attention (SD1.x, SD2.x and SDXL)"
+
+PATCHES: dict[Kind, str] = {"self": "attn1_patch", "cross": "attn2_patch"}
+
+
+def blocks(model: Any) -> list[tuple[str, int]]:
+    unet = model.diffusion_model
+    if not isinstance(unet, UNetModel):
+        return []
+    parts = [("input", unet.input_blocks), ("middle", [unet.middle_block]), ("output", unet.output_blocks)]
+    return [
+        (name, number)
+        for name, blocks in parts
+        for number, block in enumerate(blocks)
+        if block is not None and any(isinstance(layer, SpatialTransformer) for layer in block)
+    ]
+
+
+def layer_size(tokens: int, height: int, width: int) -> tuple[int, int] | None:
+    """A U-Net halves its picture, rounding up."""
+    while height * width > tokens:
+        height, width = (height + 1) // 2, (width + 1) // 2
+    return (height, width) if height * width == tokens else None
+
+
+def install(transformer_options: dict[str, Any], text: int, dispatch: "Dispatch") -> dict[str, Any]:
+    listener = Listener(transformer_options, text, dispatch)
+    patches = dict(transformer_options.get("patches", {}))
+    for kind, patch in PATCHES.items():
+        patches[patch] = [*patches.get(patch, []), partial(listener.record_layer, kind)]
+    replace = dict(transformer_options.get("patches_replace", {}))
+    if "attn2" in replace:
+        replace["attn2"] = {block: partial(listener.replaced, p) for block, p in replace["attn2"].items()}
+    return {
+        **transformer_options,
+        "patches": patches,
+        "patches_replace": replace,
+        "optimized_attention_override": listener.override,
+    }
+
+
+class Listener:
+    """One forward pass, over a text of `text` tokens. `next` is the layer whose attention comes next."""
+
+    def __init__(self, transformer_options: dict[str, Any], text: int, dispatch: "Dispatch"):
+        self.previous = transformer_options.get("optimized_attention_override")
+        self.text = text
+        self.dispatch = dispatch
+        self.next: Layer | None = None
+
+    def record_layer(self, kind: Kind, n: Tensor, context: Tensor, value: Tensor, extra_options: dict[str, Any]) -> Any:
+        left, self.next = self.next, Layer(kind, tuple(extra_options["block"]), extra_options["block_index"])
+        if left is not None and left.kind == "self":
+            self.dispatch.missed(left)
+        return n, context, value
+
+    def override(self, func: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, heads: int, *args, **kwargs):
+        layer, self.next = self.next, None
+        attention = attention_of(func, self.previous)
+        if layer is None:
+            return attention(q, k, v, heads, *args, **kwargs)
+        if args:
+            kwargs["mask"] = args[0]
+        return self.dispatch.attend(self.call(layer, q, k, v, heads, attention, attention_of(func), kwargs))
+
+    def replaced(self, patch: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, extra_options: Any) -> Tensor:
+        """Another pack's `attn2_replace` patch, plus what our methods add to the layer's own attention.
+
+        It may call attention without transformer_options, so that our override never runs.
+        """
+        layer, self.next = self.next, None
+        if layer is None:
+            return patch(q, k, v, extra_options)
+        plain = attention_of(comfy.ldm.modules.attention.optimized_attention)
+        precision = {"attn_precision": extra_options["attn_precision"]}
+        options = {**precision, "transformer_options": extra_options}
+
+        def attention(q_: Tensor, k_: Tensor, v_: Tensor, heads: int, mask: Tensor | None = None, **_: Any) -> Tensor:
+            out = patch(q, k, v, extra_options)
+            if mask is None and k_ is k and v_ is v:
+                return out
+            return out + plain(q_, k_, v_, heads, mask=mask, **options) - plain(q, k, v, heads, **options)
+
+        return self.dispatch.attend(self.call(layer, q, k, v, extra_options["n_heads"], attention, plain, precision))
+
+    def call(
+        self,
+        layer: Layer,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        heads: int,
+        attention: Callable[..., Tensor],
+        unpatched: Callable[..., Tensor],
+        options: dict[str, Any],
+    ) -> Call:
+        text = Span(0, self.text) if layer.kind == "cross" and k.shape[-2] == self.text else None
+        return Call(layer, q, k, v, heads, Span(0, len(q)), text, attention, unpatched, options)

@@ -1,0 +1,156 @@
+"""What a method is to the run-time: left in a model by a node, prepared once per forward pass, asked at every call.
+
+To add a method, write a file with two small classes and a node that calls `runtime.patch`. Methods compose as
+middleware does: each gets the call and what comes after it.
+"""
+
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from ..svr.record import Record, Span
+from .blocks import Blocks
+from .schedule import Place
+
+Kind = Literal["self", "cross", "joint"]
+"""Pictures among themselves, pictures that look at text, or both in one call."""
+
+Characters = tuple[tuple[str, ...], ...]
+"""For each frame of the story, who it shows."""
+
+
+class Layer(NamedTuple):
+    """One attention layer: a transformer of the block (name, number), by ComfyUI's names."""
+
+    kind: Kind
+    block: tuple[str, int]
+    transformer: int
+
+
+class Call(NamedTuple):
+    """One call of an attention function.
+
+    q, k, v: [rows, tokens, heads * channels], or whatever else ComfyUI's functions take. `rows` says which rows of the
+    batch these are, `text` where among the keys the conditioning's tokens stand (None where they don't). `attention`
+    computes it, with other packs' overrides; `unpatched` without them. `options` are its further arguments.
+    """
+
+    layer: Layer
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    heads: int
+    rows: Span
+    text: Span | None
+    attention: Callable[..., Tensor]
+    unpatched: Callable[..., Tensor]
+    options: dict[str, Any]
+
+    def attention_by(self, next: "Next") -> Callable[..., Tensor]:
+        """`next` as an attention function of other queries, keys, values and options."""
+
+        def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, **options: Any) -> Tensor:
+            return next(self._replace(q=q, k=k, v=v, options=options))
+
+        return attention
+
+
+Next = Callable[[Call], Tensor]
+
+
+class Placement(NamedTuple):
+    """A conditioning's record and the number of tokens of its own tensor."""
+
+    record: Record
+    own_tokens: int
+
+
+class Chunk(NamedTuple):
+    """The rows `start` to `stop` of a batch: one conditioning's."""
+
+    start: int
+    stop: int
+    placement: Placement | None
+
+
+class Report(Protocol):
+    """Where a sampling's warnings go: each once, however many steps and blocks there are."""
+
+    def warn(self, text: str) -> None: ...
+
+    def skip(self, reason: str, block: tuple[str, int]) -> None: ...
+
+
+class Batch(NamedTuple):
+    """One forward pass of the model.
+
+    Each of `chunks` has a row for each of `frames`, numbered as in the story, whose `characters` says whom each frame
+    shows. `tokens` is the text's length; latent pictures are `size` high and wide, those of the whole canvas
+    `canvas`, and a layer with n tokens has the size `layer_size(n)`, None if it has none. `place` is where in the
+    model's schedule the pass stands.
+    """
+
+    chunks: tuple[Chunk, ...]
+    frames: tuple[int, ...]
+    characters: Characters
+    tokens: int
+    size: tuple[int, int]
+    canvas: tuple[int, int]
+    layer_size: Callable[[int], tuple[int, int] | None]
+    place: Place
+    dtype: torch.dtype
+    device: torch.device
+    report: Report
+
+    @property
+    def rows(self) -> int:
+        return self.chunks[-1].stop
+
+    @property
+    def whole(self) -> bool:
+        """Whether every chunk has all the sampler's frames, not a part of them or several tiles of each."""
+        return self.chunks[0].stop == len(self.frames)
+
+
+class Prepared(Protocol):
+    """A method, ready for one forward pass."""
+
+    def attend(self, call: Call, next: Next) -> Tensor:
+        """What the call gives; `next(call)` is what it gives without this method."""
+
+
+class Method(Protocol):
+    """What a node asks of a model; immutable. `blocks` and the places between the two percents get it."""
+
+    name: ClassVar[str]
+    """What warnings call it."""
+    kinds: ClassVar[frozenset[Kind]]
+    """The kinds of layer that it works on."""
+    stacks: ClassVar[bool]
+    """Whether all of its kind count where they overlap; else the last applied one does."""
+
+    @property
+    def blocks(self) -> Blocks: ...
+    @property
+    def start_percent(self) -> float: ...
+    @property
+    def end_percent(self) -> float: ...
+
+    def off(self) -> bool:
+        """Whether it does nothing but overrule earlier ones of its kind."""
+
+    def check(self, records: list[Record], places: list[Place], report: Report) -> None:
+        """Before a sampler starts on the stories of `records`, in steps at `places`, all between the two percents.
+
+        Raises `ValueError` for a mistake in the graph; what can be drawn all the same is a warning.
+        """
+
+    def prepare(self, batch: Batch) -> Prepared | None:
+        """Everything that differs between forward passes, since what follows may be compiled; None for nothing."""
+
+
+def call_attention(call: Call) -> Tensor:
+    """The end of every chain: the attention function itself."""
+    return call.attention(call.q, call.k, call.v, call.heads, **call.options)

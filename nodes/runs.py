@@ -41,8 +41,8 @@ class OneStorySplit(io.ComfyNode):
                 io.Conditioning.Input(
                     "negative",
                     optional=True,
-                    tooltip="Only needed when the negative conditioning has something of its own for each frame, such "
-                    "as a ControlNet with a picture for each frame.",
+                    tooltip="Needed when the conditionings have something for each frame, such as a ControlNet with a "
+                    "picture for each: apply it before this node and wire both.",
                 ),
             ],
             outputs=[

@@ -58,8 +58,8 @@ class OneStorySelfAttention(io.ComfyNode):
                     "probability",
                     options=["released", "always"],
                     default="released",
-                    tooltip="“released”: never in the first step, in 70% of the layers before 40% of the steps, in 90% "
-                    "after, as the authors' code does. “always”: in every layer and step.",
+                    tooltip="“released”: never in the first step of the model's noise schedule, in 70% of the layers "
+                    "before 40% of it, in 90% after, as the authors' code does. “always”: in every layer and step.",
                     advanced=True,
                 ),
                 seed_input("sampled tokens"),

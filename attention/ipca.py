@@ -83,9 +83,17 @@ class Biases:
             for i, row in enumerate(record.rows, start):
                 at = i if ipca.dropout else (identity_span(row), eot_span(row))
                 if at not in made:
-                    generator = seeded(ipca.seed, batch.place.key, layer, row.frame) if ipca.dropout else None
-                    settings = ipca.strength, ipca.variant, own, batch.tokens // own, ipca.dropout, queries, generator
-                    made[at] = identity_bias(row, record, *settings)
+                    made[at] = identity_bias(
+                        row,
+                        record,
+                        ipca.strength,
+                        ipca.variant,
+                        own_tokens=own,
+                        repeats=batch.tokens // own,
+                        dropout=ipca.dropout,
+                        queries=queries,
+                        generator=seeded(ipca.seed, batch.place.key, layer, row.frame) if ipca.dropout else None,
+                    )
                 bias[i] = made[at]
         return bias.to(batch.dtype).to(batch.device, non_blocking=batch.device.type == "cuda")
 

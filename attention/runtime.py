@@ -8,17 +8,19 @@ in an object of its own. No state outlives a sampling and none is global.
 import logging
 import uuid
 from collections.abc import Mapping
-from functools import cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ..svr.record import KEY, Record
+from ..svr.record import KEY
 from .architectures import ARCHITECTURES, Architecture, architecture_of
 from .blocks import describe, selects
-from .method import Batch, Call, Characters, Chunk, Layer, Method, Next, Placement, Prepared, call_attention
+from .dispatch import Dispatch
+from .method import Batch, Characters, Chunk, Method, Placement
 from .rows import check_run, wrong_batch
+from .sampling import Sampling
 from .schedule import Place
 
 
@@ -55,55 +57,6 @@ def patch(model: Any, method: Method) -> Any:
         clone.remove_wrappers_with_key(kind, KEY)
         clone.add_wrapper_with_key(kind, KEY, wrapper)
     return clone
-
-
-class Sampling:
-    """One run of a sampler: its methods, the model's architecture and schedule, and what has been said already."""
-
-    def __init__(self, patcher: Any, methods: tuple[Method, ...]):
-        found = architecture_of(patcher.model)
-        assert found is not None
-        self.architecture, self.blocks = found
-        self.to_sigma = cache(patcher.get_model_object("model_sampling").percent_to_sigma)
-        self.methods = methods
-        self.told: set[str] = set()
-        self.skipped: dict[str, set[tuple[str, int]]] = {}
-
-    def warn(self, text: str) -> None:
-        if text not in self.told:
-            self.told.add(text)
-            logging.warning("OneStory: %s", text)
-
-    def skip(self, reason: str, block: tuple[str, int]) -> None:
-        self.skipped.setdefault(reason, set()).add(block)
-
-    def close(self) -> None:
-        for reason, blocks in self.skipped.items():
-            shown = [f"{name}.{number}" for name, number in self.blocks if (name, number) in blocks]
-            self.warn(f"{reason} (block{'s' * (len(shown) > 1)} {', '.join(shown)}).")
-
-    def at(self, sigma: float) -> Place:
-        return Place(sigma, self.to_sigma)
-
-    def on(self, place: Place) -> tuple[Method, ...]:
-        return tuple(m for m in self.methods if place.between(m.start_percent, m.end_percent))
-
-    def check(self, records: list[Record], sigmas: list[float]) -> None:
-        """Let every method that has a part in this run see to it."""
-        places: dict[Method, list[Place]] = {}
-        for place in map(self.at, sigmas):
-            methods = self.on(place)
-            for method in {m for block in self.blocks for m in chosen(methods, block) if not m.off()}:
-                places.setdefault(method, []).append(place)
-        for method, where in places.items():
-            method.check(records, where, self)
-
-
-def chosen(methods: tuple[Method, ...], block: tuple[str, int]) -> list[Method]:
-    """The methods that count in a block, those that stack first: of the others, the last of each kind."""
-    here = [m for m in methods if selects(m.blocks, block)]
-    last = {type(m): m for m in here if not m.stacks}
-    return [*(m for m in here if m.stacks), *last.values()]
 
 
 class Step(NamedTuple):
@@ -223,7 +176,7 @@ def apply_model(
             batch = batch_of(step, transformer_options["uuids"], x, c_crossattn, executor.class_obj)
             prepared = {method: method.prepare(batch) for method in step.methods}
             if any(prepared.values()):
-                dispatch = Dispatch(step, prepared, batch)
+                dispatch = Dispatch(step.sampling.blocks, step.methods, prepared, batch)
                 transformer_options = step.sampling.architecture.install(transformer_options, batch.tokens, dispatch)
     return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
 
@@ -268,33 +221,3 @@ def fitting(placement: Placement | None, rows: int, tokens: int) -> Placement | 
         return None
     record, own = placement
     return placement if rows == len(record.rows) and own >= record.tokens and tokens % own == 0 else None
-
-
-class Dispatch:
-    """Takes each attention call of one forward pass through the methods that count in its block."""
-
-    def __init__(self, step: Step, prepared: Mapping[Method, Prepared | None], batch: Batch):
-        self.rows = batch.rows
-        self.report = batch.report
-        self.methods: dict[tuple[str, int], list[tuple[Method, Prepared]]] = {}
-        for block in step.sampling.blocks:
-            active = ((method, prepared[method]) for method in chosen(step.methods, block))
-            self.methods[block] = [(method, each) for method, each in active if each is not None]
-
-    def attend(self, call: Call) -> Tensor:
-        chain: Next = call_attention
-        for method, prepared in reversed(self.methods[call.layer.block]):
-            if call.layer.kind in method.kinds:
-                if len(call.q) != self.rows or len(call.k) != self.rows:
-                    self.skip("splits the batch", method, call.layer)
-                else:
-                    chain = partial(prepared.attend, next=chain)
-        return chain(call)
-
-    def missed(self, layer: Layer) -> None:
-        for method, _ in self.methods[layer.block]:
-            if layer.kind in method.kinds:
-                self.skip("replaces the attention", method, layer)
-
-    def skip(self, what: str, method: Method, layer: Layer) -> None:
-        self.report.skip(f"another model patch {what}, so {method.name} is skipped there", layer.block)

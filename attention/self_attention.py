@@ -124,9 +124,11 @@ class Sharing:
 
         gathers: list[Gather] = []
         for (frames, characters), starts in casts.items():
-            which = list(frames), starts, tokens, samples, device
+            rows = list(frames)
             if method.variant == "anchors":
-                gathers += anchor_gathers(anchor_sources(characters, method.anchors), *which)
+                sources = anchor_sources(characters, method.anchors)
+                gathers += anchor_gathers(sources, rows, starts, tokens, samples, device)
             else:
-                gathers += tile_gathers(tiles_of(characters, method.tile), *which)
+                tiles = tiles_of(characters, method.tile)
+                gathers += tile_gathers(tiles, rows, starts, tokens, samples, device)
         return gathers

@@ -1,0 +1,45 @@
+"""Which methods take which attention call of a forward pass."""
+
+from collections.abc import Mapping
+from functools import partial
+
+from torch import Tensor
+
+from .method import Batch, Call, Layer, Method, Next, Prepared, call_attention
+from .sampling import chosen
+
+
+class Dispatch:
+    """Takes each attention call of one forward pass through the methods that count in its block."""
+
+    def __init__(
+        self,
+        blocks: list[tuple[str, int]],
+        methods: tuple[Method, ...],
+        prepared: Mapping[Method, Prepared | None],
+        batch: Batch,
+    ):
+        self.rows = batch.rows
+        self.report = batch.report
+        self.methods: dict[tuple[str, int], list[tuple[Method, Prepared]]] = {}
+        for block in blocks:
+            active = ((method, prepared[method]) for method in chosen(methods, block))
+            self.methods[block] = [(method, each) for method, each in active if each is not None]
+
+    def attend(self, call: Call) -> Tensor:
+        chain: Next = call_attention
+        for method, prepared in reversed(self.methods[call.layer.block]):
+            if call.layer.kind in method.kinds:
+                if len(call.q) != self.rows or len(call.k) != self.rows:
+                    self.skip("splits the batch", method, call.layer)
+                else:
+                    chain = partial(prepared.attend, next=chain)
+        return chain(call)
+
+    def missed(self, layer: Layer) -> None:
+        for method, _ in self.methods[layer.block]:
+            if layer.kind in method.kinds:
+                self.skip("replaces the attention", method, layer)
+
+    def skip(self, what: str, method: Method, layer: Layer) -> None:
+        self.report.skip(f"another model patch {what}, so {method.name} is skipped there", layer.block)

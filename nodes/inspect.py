@@ -43,6 +43,7 @@ class OneStoryInspect(io.ComfyNode):
             )
         embeds, options = found
         record = options[KEY]
+        record.check(embeds, "Inspect Story")
         encoders = [NAMES[encoder.name] for encoder in record.encoders]
         lines = lines_of(embeds, record, options[NORMS])
         page = draw_story(parts_of(record), encoders, lines, distances(embeds).numpy())

@@ -11,9 +11,9 @@ from comfy.text_encoders.sd2_clip import SD2ClipModel
 from comfy_api.latest import io
 
 from ..story.script import Story
-from ..svr.consolidate import Prompt, consolidate
+from ..svr.consolidate import NAMES, Prompt, consolidate
 from ..svr.inspect import token_norms, token_texts
-from ..svr.record import KEY, NORMS
+from ..svr.record import KEY, NORMS, Record, pairs_up
 from .types import CATEGORY, STORY
 
 ENCODERS: dict[type, tuple[str, ...]] = {
@@ -87,6 +87,13 @@ class OneStoryPrompt(io.ComfyNode):
         encoded = [encode(clip, prompt, progress) for prompt in prompts]
         encoded_alone = [encode(clip, prompt, progress) for prompt in alone]
 
+        own = [embeds for schedule in encoded for embeds, _ in schedule]
+        record = record._replace(interleaved=2 if all(pairs_up(embeds, record.tokens) for embeds in own) else 1)
+        for p, (prompt, schedule) in enumerate(zip(prompts, encoded)):
+            check(prompt, schedule, record.select([chosen.index(p)]))
+        for prompt, schedule in zip(alone, encoded_alone):
+            check_pooled(prompt, schedule)
+
         texts = [read(clip, prompt, encoders) for prompt in prompts]
         record = record._replace(rows=tuple(row._replace(texts=texts[p]) for row, p in zip(record.rows, chosen)))
         conditioning = []
@@ -108,6 +115,37 @@ def encode(clip: CLIP, prompt: Prompt, progress: comfy.utils.ProgressBar) -> lis
     schedule = clip.encode_from_tokens_scheduled(prompt.tokens, show_pbar=False)
     progress.update(1)
     return schedule
+
+
+def check(prompt: Prompt, schedule: list[list[Any]], record: Record) -> None:
+    """Raise `ValueError` where the encoder's output for `prompt` is not what the record of its one row says."""
+    want = [1, record.tokens * record.interleaved, record.channels]
+    for embeds, _ in schedule:
+        if list(embeds.shape) != want:
+            raise ValueError(
+                f"The text encoder returned {list(embeds.shape)} rows, tokens and channels where Story Prompt expects "
+                f"{want}: a patch on `clip` changes its output. Wire `clip` from before that patch."
+            )
+        bad = record.find_not_finite(embeds)
+        if bad is not None:
+            raise ValueError(not_finite(f"{NAMES[bad[1].name]}'s output", prompt))
+    check_pooled(prompt, schedule)
+
+
+def check_pooled(prompt: Prompt, schedule: list[list[Any]]) -> None:
+    for _, options in schedule:
+        pooled = options["pooled_output"]
+        if pooled is not None and not pooled.isfinite().all():
+            raise ValueError(not_finite("The text encoder's pooled output", prompt))
+
+
+def not_finite(what: str, prompt: Prompt) -> str:
+    frames = "frame " if len(prompt.window) == 1 else "frames "
+    frames += ", ".join(str(frame + 1) for frame in prompt.window)
+    return (
+        f"{what} is not finite (NaN or infinity) for the prompt of {frames}: start ComfyUI with --fp32-text-enc, or "
+        "leave out the LoRAs and patches on `clip`, or load another text encoder."
+    )
 
 
 def read(clip: CLIP, prompt: Prompt, encoders: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:

@@ -1,11 +1,12 @@
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..svr.consolidate import NAMES
 from ..svr.record import KEY, Record
-from ..svr.reweight import naive_reweight, singular_value_reweight
+from ..svr.reweight import EotMode, Variant, naive_reweight, singular_value_reweight
 from .types import CATEGORY
 
 ALIASES = ["story", "consistent character", "1prompt1story", "reweight"]
@@ -65,7 +66,7 @@ class OneStorySVR(io.ComfyNode):
                 io.Conditioning.Input("conditioning", tooltip="From Story Prompt in “one prompt” mode."),
                 io.Combo.Input(
                     "variant",
-                    options=["released", "paper"],
+                    options=[*get_args(Variant)],
                     default="released",
                     tooltip="“released”: suppress the other frames, then express, as the authors' code does. "
                     "“paper”: express first, which keeps more of the end-of-text tokens.",
@@ -111,7 +112,7 @@ class OneStorySVR(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "eot",
-                    options=["reweight", "scale"],
+                    options=[*get_args(EotMode)],
                     default="reweight",
                     tooltip="The end-of-text tokens hold the whole prompt's meaning: reweight them with every frame, "
                     "or only scale them by 0.9 each time (as the authors' benchmark does).",
@@ -136,7 +137,21 @@ def reweight_stories(
     """The conditioning with `reweight` applied to every entry that carries a story; at least one has to."""
     if not any(KEY in options for _, options in conditioning):
         raise ValueError(f"{node} found no story in its conditioning: wire the input `conditioning` from Story Prompt.")
+    for embeds, options in conditioning:
+        if KEY in options:
+            check(embeds, options[KEY], node)
     return [
         [reweight(embeds, options[KEY]), options.copy()] if KEY in options else [embeds, options]
         for embeds, options in conditioning
     ]
+
+
+def check(embeds: Tensor, record: Record, node: str) -> None:
+    record.check(embeds, node)
+    bad = record.find_not_finite(embeds)
+    if bad is not None:
+        row, encoder = bad
+        raise ValueError(
+            f"Frame {row.frame + 1}'s embedding of {NAMES[encoder.name]} was not finite (NaN or infinity) before "
+            f"{node}: look for the node between Story Prompt and {node} that makes it so, and take it out."
+        )

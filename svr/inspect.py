@@ -18,7 +18,7 @@ BYTES |= {chr(256 + n): byte for n, byte in enumerate(b for b in range(256) if b
 
 
 def token_texts(tokens: Sequence[int | None], entry: Callable[[int], str]) -> tuple[str, ...]:
-    """What the tokens read as, a space behind the end of each word; None is a vector of a textual inversion.
+    """What the tokens read as, a space after the end of each word; None is a vector of a textual inversion.
 
     `entry` gives a token's entry in CLIP's vocabulary. A character that is cut between tokens stands with the last.
     """
@@ -34,8 +34,11 @@ def token_texts(tokens: Sequence[int | None], entry: Callable[[int], str]) -> tu
 
 
 def token_norms(embeds: Tensor, record: Record) -> Tensor:
-    """The length of every token's vector in every encoder: [rows, encoders, tokens], of [rows, tokens, channels]."""
-    own = embeds[:, : record.tokens].double()
+    """The length of every token's vector in every encoder: [rows, encoders, tokens], of [rows, tokens, channels].
+
+    Of interleaved tokens, the keys'.
+    """
+    own = record.token_sets(embeds)[0].double()
     return torch.stack([own[:, :, slice(*encoder.channels)].norm(dim=-1) for encoder in record.encoders], dim=1)
 
 

@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+from torch import Tensor
+
 KEY = "onestory"
 """The key under which a record travels in a conditioning's dict and in `transformer_options`."""
 
@@ -31,7 +33,7 @@ class Spans(NamedTuple):
 class Row(NamedTuple):
     """One row of the embedding: it draws `frame`, from a prompt that holds the frame prompts of `window`.
 
-    `texts` has what each token reads as, for each text encoder, with a space behind the end of a word.
+    `texts` has what each token reads as, for each text encoder, with a space after the end of a word.
     """
 
     frame: int
@@ -53,14 +55,64 @@ class Encoder(NamedTuple):
 
 
 class Record(NamedTuple):
-    """The map of a story's embedding [rows, tokens, channels]. Frames are numbered from 0."""
+    """The map of a story's embedding [rows, tokens, channels]. Frames are numbered from 0.
+
+    `interleaved` 2: the embedding has each of the `tokens` twice, side by side, as a key and as a value (NegPiP).
+    """
 
     frames: int
     encoders: tuple[Encoder, ...]
     tokens: int
     rows: tuple[Row, ...]
     characters: tuple[tuple[str, ...], ...]
+    interleaved: int = 1
+
+    @property
+    def channels(self) -> int:
+        return self.encoders[-1].channels.stop
 
     def select(self, rows: list[int]) -> "Record":
         """The record of an embedding that holds only these rows, in this order."""
         return self._replace(rows=tuple(self.rows[i] for i in rows))
+
+    def token_sets(self, embeds: Tensor) -> list[Tensor]:
+        """The record's own tokens in `embeds`, views of [rows, tokens, channels]: one, or the keys and the values."""
+        own = embeds[:, : self.tokens * self.interleaved]
+        return [own[:, n :: self.interleaved] for n in range(self.interleaved)]
+
+    def check(self, embeds: Tensor, where: str) -> None:
+        """Raise `ValueError` where this can't be the record of `embeds` [rows, tokens, channels].
+
+        Tokens that ConditioningConcat has added after the record's own are allowed. `where`: the node that asks.
+        """
+        rows, tokens, channels = embeds.shape
+        own = self.tokens * self.interleaved
+        if rows != len(self.rows):
+            raise ValueError(
+                f"{where} found {rows} rows where the story's record has {len(self.rows)}: a node after Story Prompt "
+                "picks or repeats rows. Take it out; to draw a story in parts, use Split Story."
+            )
+        if channels != self.channels:
+            raise ValueError(
+                f"{where} found {channels} channels where the story's record has {self.channels}: a node after Story "
+                "Prompt changes the embedding's width. Take it out."
+            )
+        if tokens < own or (self.interleaved == 1 and pairs_up(embeds, own)):
+            raise ValueError(
+                f"{where} found {tokens} tokens where the story's record has {own}: a node after Story Prompt removes "
+                "or doubles tokens. Take it out, or wire it before Story Prompt if it works on `clip`."
+            )
+
+    def find_not_finite(self, embeds: Tensor) -> tuple[Row, Encoder] | None:
+        """The first row of `embeds` [rows, tokens, channels] and the first encoder that gave it NaN or infinity."""
+        finite = embeds.isfinite()
+        if finite.all():
+            return None
+        parts = ((i, encoder) for i in range(len(self.rows)) for encoder in self.encoders)
+        i, encoder = next((i, e) for i, e in parts if not finite[i, :, slice(*e.channels)].all())
+        return self.rows[i], encoder
+
+
+def pairs_up(embeds: Tensor, tokens: int) -> bool:
+    """Whether `embeds` [rows, 2 * tokens, channels] has each token beside its equal or its negative, as NegPiP does."""
+    return embeds.shape[1] == 2 * tokens and embeds[:, 0::2].abs().equal(embeds[:, 1::2].abs())

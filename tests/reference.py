@@ -12,9 +12,14 @@ import torch
 
 
 def naive_reweight(embeds, record, express=2.0, suppress=0.5):
-    """1P1S's baseline "naive prompt reweighting": scale c_Pj by one factor and every other c_Pk by another."""
+    """1P1S's baseline "naive prompt reweighting": scale c_Pj by one factor and every other c_Pk by another.
+
+    A frame that is alone in its window has nothing to be weighed against and stays as it is, here and in SVR.
+    """
     C = embeds.double().clone()
     for r, row in enumerate(record.rows):
+        if row.window == (row.frame,):
+            continue
         for encoder, spans in zip(record.encoders, row.spans, strict=True):
             for k, P in zip(row.window, spans.frames, strict=True):
                 factor = express if k == row.frame else suppress
@@ -63,6 +68,8 @@ def singular_value_reweight(
     """
     C = embeds.double().clone()
     for r, row in enumerate(record.rows):
+        if row.window == (row.frame,):
+            continue
         for encoder, spans in zip(record.encoders, row.spans, strict=True):
             channels = slice(*encoder.channels)
             prompts = list(zip(row.window, spans.frames, strict=True))

@@ -46,6 +46,15 @@ def record(lengths, width=None, encoders=SD15, identity=6, tokens=77, longer=(0,
     return Record(len(lengths), tuple(named), tokens, tuple(rows), ((),) * len(lengths))
 
 
+def mixed(*records: Record) -> Record:
+    """These stories' rows as one story's, each with the windows that it has; frames are numbered on."""
+    rows, start = [], 0
+    for record in records:
+        rows += [Row(row.frame + start, tuple(k + start for k in row.window), row.spans) for row in record.rows]
+        start += record.frames
+    return records[0]._replace(frames=start, rows=tuple(rows), characters=((),) * start)
+
+
 def embeddings(record: Record, seed=0, norm=28.0, common=0.95, appended=0, dtype=torch.float32) -> torch.Tensor:
     """[rows, record.tokens + appended, channels]: tokens of this norm that mostly point one way, per encoder.
 

@@ -13,15 +13,17 @@ import comfy.text_encoders.sd2_clip
 import comfy.text_encoders.sd3_clip
 import pytest
 import torch
-from comfy.sd1_clip import SD1ClipModel, SD1Tokenizer
+from comfy.sd1_clip import ClipTokenWeightEncoder, SD1ClipModel, SD1Tokenizer
 from comfy.sdxl_clip import SDXLClipModel, SDXLRefinerClipModel, SDXLTokenizer
 from comfy.text_encoders.sd2_clip import SD2ClipModel, SD2Tokenizer
 from comfy_extras.nodes_hooks import SetClipHooks
+from onestory.nodes.inspect import OneStoryInspect
 from onestory.nodes.prompt import OneStoryPrompt
 from onestory.nodes.reweight import OneStoryNaiveReweight, OneStorySVR
 from onestory.story.script import parse_script
 from onestory.svr.consolidate import consolidate
-from onestory.svr.record import KEY, Span
+from onestory.svr.inspect import token_norms
+from onestory.svr.record import KEY, NORMS, Span
 from reference import naive_reweight, relative_error, singular_value_reweight
 from safetensors.torch import save_file
 
@@ -577,6 +579,181 @@ def test_parameters_that_overflow_name_the_frame_and_what_to_lower(sd1, paramete
     with pytest.raises(ValueError) as error:
         OneStorySVR.execute(conditioning, **{**DEFAULTS[OneStorySVR], "variant": "paper", **parameters})
     assert str(error.value).startswith("SVR makes frame 1's embedding overflow") and says in str(error.value)
+
+
+# --- frames alone in their prompts ------------------------------------------------------------------------------------
+
+README_CAST = "[Mia] a girl with short red hair and a yellow raincoat\n[Otto] a small grey robot"
+README_FRAMES = (
+    "[Mia] jumping over a puddle",
+    "[Mia] and [Otto] looking at the stars",
+    "[NC] an empty street in the rain",
+)
+LONE = {
+    "a story of one frame": (script("running"), {}, [0]),
+    "a frame without characters": (script("[NC] a street", "[Mia] runs", "[Mia] sits", identity=README_CAST), {}, [0]),
+    "a cast of one frame": (script("[Mia] runs", "[Otto] reads", "[Mia] sits", identity=README_CAST), {}, [1]),
+    "the README's table": (script(*README_FRAMES, identity=README_CAST), {}, [0, 1, 2]),
+    "window 1": (script(*SCRIPT), {"window": 1}, [0, 1, 2, 3]),
+    "separate prompts": (script(*SCRIPT), {"mode": "separate prompts"}, [0, 1, 2, 3]),
+    "frames too long to share": (script(*frames_of(60, 50)), {}, [0, 1]),
+}
+REWEIGHTINGS = [
+    *(
+        (OneStorySVR, {"variant": variant, "eot": eot})
+        for variant in ("released", "paper")
+        for eot in ("reweight", "scale")
+    ),
+    (OneStoryNaiveReweight, {}),
+]
+
+
+@pytest.mark.parametrize(("node", "changed"), REWEIGHTINGS, ids=lambda value: str(getattr(value, "__name__", value)))
+@pytest.mark.parametrize("model", ["SD1", "SDXL"])
+@pytest.mark.parametrize("name", LONE)
+def test_a_frame_alone_in_its_prompt_is_left_as_it_is(clips, model, name, node, changed):
+    story, settings, alone = LONE[name]
+    conditioning = encode(clips(model), story, **settings)
+    [[before, options]] = conditioning
+    [[after, kept]] = node.execute(conditioning, **{**DEFAULTS[node], **changed}).result[0]
+    assert [i for i, row in enumerate(options[KEY].rows) if len(row.window) == 1] == alone
+    grown = (token_norms(after, options[KEY]) / kept[NORMS]).amax(dim=(1, 2))
+    assert (grown[alone] == 1).all(), f"lone rows grew {grown.tolist()} times"
+    for i in range(len(before)):
+        assert torch.equal(after[i], before[i]) == (i in alone)
+
+
+# --- conditionings and clips that other nodes have changed ------------------------------------------------------------
+
+
+@pytest.fixture
+def told(sd1):
+    return encode(sd1, script("running", "sailing", "reading"))
+
+
+def take(node, conditioning):
+    if node is OneStoryInspect:
+        return node.execute(conditioning)
+    return node.execute(conditioning, **DEFAULTS[node])
+
+
+@pytest.mark.parametrize(
+    ("node", "name"),
+    [(OneStorySVR, "SVR"), (OneStoryNaiveReweight, "Naive Reweighting"), (OneStoryInspect, "Inspect Story")],
+)
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda e: e[1:2], "1 rows where the story's record has 3: .* use Split Story"),
+        (lambda e: e.repeat(2, 1, 1), "6 rows where the story's record has 3: .* use Split Story"),
+        (lambda e: e[:, :60], "60 tokens where the story's record has 77: .* wire it before Story Prompt"),
+        (lambda e: e.repeat_interleave(2, 1), "154 tokens where the story's record has 77: .* before Story Prompt"),
+        (lambda e: torch.stack([e, -e], 2).flatten(1, 2), "154 tokens where the story's record has 77"),
+        (lambda e: torch.nn.functional.pad(e, (0, 1280)), "2048 channels where the story's record has 768"),
+    ],
+)
+def test_a_conditioning_that_is_not_its_records_gets_a_sentence_with_both_numbers(told, node, name, change, says):
+    [[embeds, options]] = told
+    with pytest.raises(ValueError, match=f"^{name} found {says}") as error:
+        take(node, [[change(embeds), options]])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("node", [OneStorySVR, OneStoryNaiveReweight, OneStoryInspect])
+def test_tokens_appended_by_conditioning_concat_are_left_as_they_are(sd1, told, node):
+    twice = [[embeds.expand(3, -1, -1), options] for embeds, options in clip_text_encode(sd1, "in the snow")]
+    [longer] = nodes.ConditioningConcat().concat(told, twice)
+    assert longer[0][0].shape[1] == 154
+    result = take(node, longer).result[0]
+    if node is not OneStoryInspect:
+        torch.testing.assert_close(result[0][0][:, :77], take(node, told).result[0][0][0])
+        assert torch.equal(result[0][0][:, 77:], longer[0][0][:, 77:])
+
+
+@pytest.mark.parametrize(("node", "name"), [(OneStorySVR, "SVR"), (OneStoryNaiveReweight, "Naive Reweighting")])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_conditioning_that_was_not_finite_before_is_said_to_be_that(clips, node, name, bad):
+    [[embeds, options]] = encode(clips("SDXL"), script("running", "sailing"))
+    embeds[1, 70, 1000] = bad
+    with pytest.raises(ValueError, match=rf"^Frame 2's embedding of CLIP-G was not finite .* before {name}: .*take it"):
+        take(node, [[embeds, options]])
+
+
+def patched(clip, change, names=("l",)):
+    """`clip` with a patch, as other packs make them, on what these encoders give: (embeds, pooled, weights)."""
+    patched = clip.clone()
+    for name in names:
+        encoder = getattr(clip.cond_stage_model, f"clip_{name}")
+
+        def encode_token_weights(chunks, encoder=encoder):
+            weights = torch.tensor([[weight for _, weight in chunk] for chunk in chunks])
+            plain = [[(token, abs(weight)) for token, weight in chunk] for chunk in chunks]
+            return change(*ClipTokenWeightEncoder.encode_token_weights(encoder, plain), weights[..., None])
+
+        patched.patcher.add_object_patch(f"clip_{name}.encode_token_weights", encode_token_weights)
+    return patched
+
+
+def keys_and_values(embeds, pooled, weights):
+    """NegPiP: each token as key and as value, side by side; the value is negated where the weight is negative."""
+    return torch.stack([embeds, embeds * weights.sign()], dim=2).flatten(1, 2), pooled
+
+
+@pytest.mark.parametrize(("node", "changed"), REWEIGHTINGS, ids=lambda value: str(getattr(value, "__name__", value)))
+@pytest.mark.parametrize(("model", "window"), [("SD1", 2), ("SDXL", 0)])
+def test_negative_weights_by_interleaved_keys_and_values_are_reweighted_with_their_tokens(
+    clips, model, node, changed, window
+):
+    frames = ["reading a book", "running (fast:{}1.2)", "sailing"]
+    clip = clips(model)
+    negative, positive = (script(*(frame.format(sign) for frame in frames)) for sign in ("-", ""))
+    interleaved = encode(patched(clip, keys_and_values, ENCODERS[model]), negative, window=window)
+    plain = encode(clip, positive, window=window)
+    record, [[before, _]] = record_of(interleaved), interleaved
+    assert before.shape[1] == 154 and (record.tokens, record.interleaved) == (77, 2)
+    assert record._replace(interleaved=1) == record_of(plain)
+    sign = torch.where((before[:, 1::2] == before[:, 0::2]).all(2, keepdim=True), 1.0, -1.0)
+    assert (sign == -1).sum() == 3 * (window == 0) + 2 * (window == 2)
+
+    [[got, _]] = node.execute(interleaved, **{**DEFAULTS[node], **changed}).result[0]
+    [[want, _]] = node.execute(plain, **{**DEFAULTS[node], **changed}).result[0]
+    assert relative_error(got[:, 0::2], want) < 1e-5
+    assert relative_error(got[:, 1::2], want * sign) < 1e-5
+    OneStoryInspect.execute(interleaved)
+
+
+@pytest.mark.parametrize(
+    ("change", "got"),
+    [
+        (lambda embeds, pooled, _: (embeds[:, :50], pooled), "[1, 50, 768]"),
+        (lambda embeds, pooled, _: (torch.cat([embeds, embeds], 1), pooled), "[1, 154, 768]"),
+        (lambda embeds, pooled, _: (embeds.repeat(2, 1, 1), pooled), "[2, 77, 768]"),
+        (lambda embeds, pooled, _: (torch.cat([embeds, embeds], 2), pooled), "[1, 77, 1536]"),
+    ],
+)
+def test_a_patched_clip_that_gives_something_else_gets_a_sentence_with_both_sizes(sd1, change, got):
+    with pytest.raises(ValueError) as error:
+        encode(patched(sd1, change), script("running", "sailing"))
+    message = str(error.value)
+    assert message.startswith(f"The text encoder returned {got} ") and "[1, 77, 768]" in message and "`clip`" in message
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_an_encoder_that_gives_nan_is_named_with_the_frames_and_the_way_out(clips, bad):
+    def one_bad_token(embeds, pooled, weights):
+        return embeds.index_fill(1, torch.tensor([70]), bad), pooled
+
+    with pytest.raises(ValueError, match="^CLIP-G's output is not finite .* of frames 1, 2: .*--fp32-text-enc"):
+        encode(patched(clips("SDXL"), one_bad_token, "g"), script("running", "sailing"))
+    with pytest.raises(ValueError, match="^CLIP-L's output is not finite .* of frame 1: .*--fp32-text-enc"):
+        encode(patched(clips("SDXL"), one_bad_token, "l"), script("running", "sailing"), mode="separate prompts")
+
+
+@pytest.mark.parametrize("pooled", ["story", "frame"])
+def test_a_pooled_output_that_is_nan_is_named_too(clips, pooled):
+    clip = patched(clips("SDXL"), lambda embeds, pooled, _: (embeds, pooled * float("nan")), "g")
+    with pytest.raises(ValueError, match="^The text encoder's pooled output is not finite .*--fp32-text-enc"):
+        encode(clip, script("running", "sailing"), pooled=pooled)
 
 
 class Foreign(torch.nn.Module):

@@ -8,7 +8,7 @@ from onestory.svr.reweight import naive_reweight, singular_value_reweight
 from reference import naive_reweight as naive_reference
 from reference import relative_error
 from reference import singular_value_reweight as svr_reference
-from stories import REFINER, SD2, SDXL, embeddings, record, repeat_words
+from stories import REFINER, SD2, SDXL, embeddings, mixed, record, repeat_words
 
 TOLERANCE = 1e-5
 
@@ -115,12 +115,69 @@ def test_svr_does_by_hand_what_orthogonal_tokens_ask_for():
 
 def test_svr_scales_equal_tokens_by_the_one_singular_value_they_share():
     """n equal tokens of norm a have one singular value, a * sqrt(n)."""
-    story = record([3], identity=1, tokens=9)
-    embeds = torch.zeros(1, 9, 768)
+    story = record([3, 1], identity=1, tokens=10)
+    embeds = torch.zeros(2, 10, 768)
     embeds[..., 0] = 28.0
-    got = singular_value_reweight(embeds, story, express_alpha=0.01, express_beta=1.5)
+    off = {"suppress_alpha": 0.0, "suppress_beta": 1.0}
+    got = singular_value_reweight(embeds, story, express_alpha=0.01, express_beta=1.5, **off)
     factor = 1.5 * math.exp(0.01 * 28.0 * math.sqrt(3 + 4))
-    torch.testing.assert_close(got[0, 2:], embeds[0, 2:] * factor, rtol=1e-6, atol=1e-9)
+    own = [2, 3, 4, 6, 7, 8, 9]
+    torch.testing.assert_close(got[0, own], embeds[0, own] * factor, rtol=1e-6, atol=1e-9)
+
+
+LONE = {
+    "a story of one frame": record([5]),
+    "one frame a window": record([30, 25, 40], width=1),
+    "one frame a window, two encoders": record([3, 4], width=1, encoders=SDXL, longer=(0, 1)),
+    "lone frames among others": mixed(record([4, 6, 3]), record([4, 6], width=1), record([6, 4, 5, 3], width=2)),
+}
+
+
+@pytest.mark.parametrize("eot", ["reweight", "scale"])
+@pytest.mark.parametrize("variant", ["released", "paper"])
+@pytest.mark.parametrize("name", LONE)
+def test_a_frame_alone_in_its_window_stays_bit_for_bit_and_the_others_are_as_without_it(name, variant, eot):
+    story = LONE[name]
+    embeds = embeddings(story, seed=10, appended=3)
+    embeds[:, 9] *= -0.0  # signed zeros too
+    out = singular_value_reweight(embeds, story, variant, express_beta=3.0, eot=eot), naive_reweight(embeds, story)
+    alone = [r for r, row in enumerate(story.rows) if len(row.window) == 1]
+    others = [r for r, row in enumerate(story.rows) if len(row.window) > 1]
+    for got in out:
+        assert got.data_ptr() != embeds.data_ptr()
+        assert torch.equal(got[alone].view(torch.int32), embeds[alone].view(torch.int32))
+    if others:
+        without = singular_value_reweight(embeds[others], story.select(others), variant, express_beta=3.0, eot=eot)
+        torch.testing.assert_close(out[0][others], without, rtol=1e-6, atol=1e-9)
+        assert_agree(out[0], svr_reference(embeds, story, variant, express_beta=3.0, eot=eot), story)
+
+
+def test_equal_prompts_in_different_windows_and_places_are_not_mixed():
+    """Every row is the same embedding; rows differ in what they express, in their spans, or in both."""
+    story = mixed(record([5, 5]), record([5]), record([3, 7]), record([10]), record([5, 5]))
+    embeds = embeddings(record([5]), seed=11).repeat(len(story.rows), 1, 1)
+    got = singular_value_reweight(embeds, story)
+    assert_agree(got, svr_reference(embeds, story), story)
+    assert torch.equal(got[0], got[6]) and torch.equal(got[1], got[7])
+    assert not torch.equal(got[0], got[1]) and not torch.equal(got[0], got[3])
+
+
+@pytest.mark.parametrize("eot", ["reweight", "scale"])
+@pytest.mark.parametrize("variant", ["released", "paper"])
+def test_interleaved_tokens_are_reweighted_as_keys_and_as_values(variant, eot):
+    """NegPiP: each token stands as key and as value, side by side; values of negative weights are negated keys."""
+    story = record([4, 5, 3], tokens=40, encoders=SDXL, longer=(0, 1))
+    keys = embeddings(story, seed=12)
+    signs = torch.ones(40, 1)
+    signs[[2, 9, 14]] = -1
+    embeds = torch.stack([keys, keys * signs], dim=2).flatten(1, 2)
+    embeds = torch.cat([embeds, embeddings(story, seed=13)], dim=1)
+    twice = story._replace(interleaved=2)
+    for reweight, settings in ((singular_value_reweight, {"variant": variant, "eot": eot}), (naive_reweight, {})):
+        got, want = reweight(embeds, twice, **settings), reweight(keys, story, **settings)
+        assert_agree(got[:, 0:80:2], want.double(), story)
+        assert_agree(got[:, 1:80:2], (want * signs).double(), story)
+        assert torch.equal(got[:, 80:], embeds[:, 80:])
 
 
 @pytest.mark.parametrize("eot", ["reweight", "scale"])

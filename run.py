@@ -7,6 +7,8 @@ if sys.version_info < (3, 11):
     sys.exit(f"OneStory needs Python 3.11 or newer; this is {sys.version.split()[0]}.")
 
 import argparse
+import difflib
+import re
 import signal
 import types
 from pathlib import Path
@@ -27,17 +29,27 @@ VERBS = {
 }
 
 
+class Parser(argparse.ArgumentParser):
+    """Answers arguments that it does not know with its own usage, also as a verb's parser."""
+
+    def parse_known_args(self, args=None, namespace=None):
+        found, others = super().parse_known_args(args, namespace)
+        if others and not getattr(found, "forwards", False):
+            options = re.findall(r"--[\w-]+", self.format_usage())
+            near = [name for word in others for name in difflib.get_close_matches(word.partition("=")[0], options, 1)]
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            self.error(f"unrecognized arguments: {' '.join(others)}{hint}")
+        return found, others
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="run.py", description=__doc__)
+    parser = Parser(prog="run.py", description=__doc__)
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     for name, (module, purpose) in VERBS.items():
         verb = verbs.add_parser(name, help=purpose)
         module.add_arguments(verb)
         verb.set_defaults(run=module.run)
-    args, others = parser.parse_known_args()
-    if others and not getattr(args, "forwards", False):
-        parser.error(f"unrecognized arguments: {' '.join(others)}")
-    args.others = others
+    args, args.others = parser.parse_known_args()
     for name in ("SIGTERM", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), lambda number, frame: sys.exit(128 + number))

@@ -1,4 +1,4 @@
-"""Draw the README's picture and the workflows' thumbnails with the Story World's checkpoint.
+"""Draw the README's picture, the workflows' thumbnails with the Story World's checkpoint, and the pack's icon.
 
     .host/venv/bin/python demo/pictures.py [NAME ...]
 
@@ -16,20 +16,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.modules["onestory"] = types.ModuleType("onestory")
 sys.modules["onestory"].__path__ = [str(ROOT)]
 
+from onestory.demo.comparison import INK, PAPER, compare  # noqa: E402
+from onestory.demo.world.attributes import VALUES, draw  # noqa: E402
+from onestory.demo.world.render import render  # noqa: E402
 from onestory.story.files import StoryText  # noqa: E402
 from onestory.tools import demo, host  # noqa: E402
 from onestory.tools.client import Client, Workflow, images  # noqa: E402
 
 WORKFLOWS = ROOT / "workflows"
 BANNER = ROOT / "docs" / "story.jpg"
+ICON = ROOT / "docs" / "icon.png"
 SIDE = 512
-INK, PAPER = (40, 36, 32), (250, 248, 243)
+ICON_SIDE, ICON_GAP = 400, 10
 OTHERS_MODELS = {"LoraLoader": {0: "model", 1: "clip"}, "ControlNetApplyAdvanced": {0: "positive", 1: "negative"}}
 """Nodes that need a model made for another checkpoint, and which input each output takes the place of."""
 BESIDE_THEM = ("ControlNetLoader", "LoadImage", "Canny")
@@ -125,21 +130,43 @@ def thumbnail(found: dict[str, Image.Image]) -> Image.Image:
     return sheet
 
 
-def banner(found: dict[str, Image.Image]) -> Image.Image:
-    """The demo's two boards, one below the other under their names."""
-    kinds = ("separate prompts", "one prompt")
-    width = max(board.width for board in found.values())
-    sheet = Image.new("RGB", (width, sum(found[kind].height + 40 for kind in kinds)), PAPER)
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(24)
-    top = 0
-    for kind in kinds:
-        pen.text((16, top + 20), kind, fill=INK, font=font, anchor="lm")
-        sheet.paste(found[kind], (0, top + 40))
-        top += found[kind].height + 40
+def banner(client: Client, checkpoint: str) -> Image.Image:
+    """The demo's comparison."""
+    graph = json.loads(demo.COMPARISON.read_text(encoding="utf-8"))
+    graph = demo.fill_in(graph, demo.read_story(demo.WORLD_STORY), {**demo.WORLD, "checkpoint": checkpoint})
+    found = demo.pictures(client, graph, client.run(graph, demo.ProgressBar(graph)))
+    return compare({way: [Image.open(io.BytesIO(data)) for data in found[f"frame {way}"]] for way in demo.WAYS})
+
+
+def icon() -> Image.Image:
+    """One fox in four places, as the Story World's own drawing has it."""
+    places = (("forest", "day"), ("beach", "sunset"), ("snow", "day"), ("moon", "night"))
+    fox = {"species": "fox", "colour": "orange", "pattern": "plain", "headwear": "none", "neckwear": "scarf"}
+    fox |= {"eyes": "round", "accent": "blue", "activity": "standing", "company": "alone"}
+    shown = draw(len(places), torch.Generator().manual_seed(0))
+    for name, value in fox.items():
+        shown[name][:] = VALUES[name].index(value)
+    for i, (scene, time) in enumerate(places):
+        shown["scene"][i], shown["time"][i] = VALUES["scene"].index(scene), VALUES["time"].index(time)
+    for name, value in {"x": 0, "y": 0, "sway": 0, "size": 1}.items():
+        shown[name][:] = value
+    half = ICON_SIDE // 2
+    side = half - ICON_GAP
+    sheet = Image.new("RGB", (ICON_SIDE, ICON_SIDE), PAPER)
+    for i, pixels in enumerate(render(shown, 4 * side).movedim(1, -1)):
+        panel = Image.fromarray((pixels * 255).round().to(torch.uint8).numpy()).resize((side, side))
+        sheet.paste(panel, (ICON_GAP // 2 + half * (i % 2), ICON_GAP // 2 + half * (i // 2)))
     return sheet
 
 
 def main(names: Sequence[str]) -> None:
+    names = list(names or (*STORIES, BANNER.stem, ICON.stem))
+    if ICON.stem in names:
+        names.remove(ICON.stem)
+        icon().save(ICON, optimize=True)
+        print(ICON.relative_to(ROOT))
+    if not names:
+        return
     this = host.set_up()
     checkpoint = host.world_checkpoint(this)
     with (
@@ -147,14 +174,9 @@ def main(names: Sequence[str]) -> None:
         host.running(this, Path(folder), checkpoint.parent, log=host.HOST / "comfyui.log") as url,
     ):
         client = Client(url)
-        for name in names or (*STORIES, BANNER.stem):
+        for name in names:
             if name == BANNER.stem:
-                story = demo.read_story(demo.WORLD_STORY)
-                graph = json.loads(demo.COMPARISON.read_text(encoding="utf-8"))
-                graph = demo.fill_in(graph, story, {**demo.WORLD, "checkpoint": checkpoint.name})
-                board = {"page_width": 1600, "layout": "strip", "captions": False}
-                demo.set_inputs(graph, "OneStoryBoard", board)
-                picture, path = banner(boards(client, graph)), BANNER
+                picture, path = banner(client, checkpoint.name), BANNER
             else:
                 graph = graph_of(name, STORIES[name], checkpoint.name)
                 picture, path = thumbnail(boards(client, graph)), WORKFLOWS / f"{name}.jpg"
@@ -164,5 +186,7 @@ def main(names: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{BANNER.stem}, or a workflow: {', '.join(STORIES)}")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"{BANNER.stem}, {ICON.stem}, or a workflow: {', '.join(STORIES)}"
+    )
     main(parser.parse_args().names)

@@ -17,7 +17,7 @@ from onestory.demo.world.render import render
 from onestory.story.script import parse_script
 from onestory.tools import bench, demo, host, quality_world
 from onestory.tools.failure import Failure
-from PIL import Image
+from PIL import Image, ImageChops, ImageStat
 
 
 @pytest.fixture
@@ -35,10 +35,25 @@ def test_demo_compares_a_story_of_the_world(own_host, tmp_path, capsys):
     assert demo.run(parser.parse_args(["--steps", "1", "--seed", "5", "--out", str(out)])) == 0
     ways = ("one_prompt", "separate_prompts")
     frames = [f"frame_{way}_0{i}.png" for way in ways for i in range(1, 6)]
-    assert sorted(path.name for path in out.iterdir()) == sorted([*frames, *(f"board_{way}.png" for way in ways)])
+    others = ["comparison.png", *(f"board_{way}.png" for way in ways)]
+    assert sorted(path.name for path in out.iterdir()) == sorted([*frames, *others])
     assert Image.open(out / frames[0]).size == (128, 128)
     assert Image.open(out / "board_one_prompt.png").width == demo.WORLD["page_width"]
-    assert "onestory_world.safetensors, 128x128, steps 1, seed 5" in capsys.readouterr().err
+    comparison = Image.open(out / "comparison.png")
+    assert comparison.size == Image.open(host.ROOT / "docs" / "story.jpg").size
+    assert comparison.text == Image.open(out / frames[0]).text and {"prompt", "workflow"} <= comparison.text.keys()
+    for top, way in ((40, ways[1]), (420, ways[0])):  # as in the README: separate prompts above
+        for i in range(5):
+            drawn = Image.open(out / f"frame_{way}_0{i + 1}.png").resize((302, 302))
+            left = 21 + 314 * i
+            seen = comparison.crop((left, top + 19, left + 302, top + 19 + 302))
+            assert max(ImageStat.Stat(ImageChops.difference(seen, drawn)).mean) < 4
+    printed = capsys.readouterr()
+    assert "Drawing “story”: 5 frames of 128x128 pixels, from one prompt and from separate prompts," in printed.err
+    assert "steps 1, seed 5, with onestory_world.safetensors on cpu" in printed.err
+    assert Path(printed.out.splitlines()[-1]) == out / "comparison.png"
+    theirs = COMFYUI / "models" / "checkpoints"  # a user's ComfyUI in this test: told, not written into
+    assert f"{host.WORLD_CHECKPOINT} to {theirs}, start your ComfyUI and drop one" in printed.err
 
 
 def test_bench_quality_measures_the_world_to_a_table(own_host, tmp_path, monkeypatch, capfd):

@@ -99,6 +99,78 @@ def test_a_comfyui_runs_in_its_own_environment_or_in_a_python_that_has_torch(tmp
         host.find_python(bare)
 
 
+def test_a_comfyui_that_was_set_up_here_is_known_with_its_environment(no_variable, tmp_path, monkeypatch):
+    monkeypatch.setattr(host, "HOST", tmp_path / ".host")
+    monkeypatch.setattr(host.importlib.util, "find_spec", lambda name: None)
+    own = make_comfyui(host.HOST / "ComfyUI", python=False)
+    python = host.venv_python(host.HOST / "venv")
+    python.parent.mkdir(parents=True)
+    python.touch()
+    with pytest.raises(Failure, match="was not finished: the same command without naming it finishes it"):
+        host.find(str(own))
+    (host.HOST / "venv" / host.STAMP).touch()
+    assert host.find(str(own)) == host.Host(own, host.HOST.resolve() / "venv" / python.relative_to(host.HOST / "venv"))
+    monkeypatch.setenv("COMFYUI_PATH", str(own))
+    assert host.is_own(host.find())
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch) -> Path:
+    """The Story World's checkpoint as if it had been expanded, and our own ComfyUI."""
+    monkeypatch.setattr(host, "HOST", tmp_path / ".host")
+    file = host.HOST / "models" / "checkpoints" / host.WORLD_CHECKPOINT
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"first weights")
+    monkeypatch.setattr(host, "checkpoint", lambda *_: file)
+    return file
+
+
+def refuse(*_) -> None:
+    raise OSError("no hard links here")
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_our_own_editor_gets_the_worlds_checkpoint_and_its_next_version(world, monkeypatch, links):
+    if not links:
+        monkeypatch.setattr(host.os, "link", refuse)
+    own = host.Host(make_comfyui(host.HOST / "ComfyUI"), Path(sys.executable))
+    listed = host.world_checkpoint(own)
+    assert listed == own.comfyui / "models" / "checkpoints" / world.name
+    assert listed.read_bytes() == b"first weights" and listed.samefile(world) == links
+    new = world.with_suffix(".new")
+    new.write_bytes(b"other weights")
+    new.replace(world)
+    assert host.world_checkpoint(own).read_bytes() == b"other weights"
+    assert [path.name for path in listed.parent.iterdir()] == [world.name]
+
+
+def test_a_copy_that_was_stopped_is_not_listed_and_made_again(world, monkeypatch):
+    def stop(source, target):
+        Path(target).write_bytes(b"first")
+        raise KeyboardInterrupt
+
+    own = host.Host(make_comfyui(host.HOST / "ComfyUI"), Path(sys.executable))
+    with monkeypatch.context() as patch:
+        patch.setattr(host.os, "link", refuse)
+        patch.setattr(host.shutil, "copy2", stop)
+        with pytest.raises(KeyboardInterrupt):
+            host.world_checkpoint(own)
+    folder = own.comfyui / "models" / "checkpoints"
+    assert not list(folder.glob("*.safetensors"))
+    assert host.world_checkpoint(own).read_bytes() == b"first weights"
+    assert [path.name for path in folder.iterdir()] == [world.name]
+
+
+def test_a_users_models_are_left_alone_and_a_link_into_their_nodes_is_said(world, tmp_path, capsys):
+    theirs = host.Host(make_comfyui(tmp_path / "theirs"), Path(sys.executable))
+    assert host.world_checkpoint(theirs) == world
+    assert not (theirs.comfyui / "models").exists()
+    host.link_pack(theirs, tmp_path)
+    host.link_pack(theirs, tmp_path)
+    link = theirs.comfyui / "custom_nodes" / "onestory"
+    assert capsys.readouterr().err == f"This ComfyUI has the pack now, by the link {link}.\n"
+
+
 def test_only_the_vendored_comfyui_is_extracted(tmp_path):
     names = ("a/README", "a/vendor/ComfyUI/main.py", "a/vendor/ComfyUI/comfy/x.py", "a/vendor/ComfyUI2/main.py")
     host.extract(make_archive(tmp_path / "a.tar.gz", *names), "a/vendor/ComfyUI", tmp_path / "out")

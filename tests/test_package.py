@@ -13,6 +13,7 @@ import tomllib
 from conftest import COMFYUI
 from onestory.tools import host
 from pathspec import PathSpec
+from PIL import Image
 
 # ComfyUI's own loader on a folder, in a fresh process; prints the nodes and the web folders that it found.
 LOAD = """
@@ -25,6 +26,9 @@ before = set(nodes.NODE_CLASS_MAPPINGS)
 asyncio.run(nodes.load_custom_node(sys.argv[2], module_parent="custom_nodes"))
 print(json.dumps([sorted(set(nodes.NODE_CLASS_MAPPINGS) - before), list(nodes.EXTENSION_WEB_DIRS.values())]))
 """
+
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+CODE = re.compile(r"```\n.*?```|`[^`\n]+`", re.DOTALL)
 
 PYPROJECT = tomllib.loads((host.ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 VERSION = re.compile(r"\d+\.\d+\.\d+(-[a-zA-Z0-9]+)?")
@@ -91,5 +95,75 @@ def test_pyproject_says_what_the_registry_asks_for():
     assert (host.ROOT / project["readme"]).is_file()
     assert re.fullmatch(r"[a-z0-9-]+", comfy["PublisherId"])
     assert comfy["DisplayName"]
+    assert re.fullmatch(r"https://github\.com/[\w.-]+/[\w.-]+", project["urls"]["Repository"])
     assert all(VERSION.fullmatch(part.lstrip("<>=!~")) for part in comfy["requires-comfyui"].split(","))
     assert comfy["requires-comfyui"] == f">={host.SOURCES[-1].comfyui}"
+
+
+def test_the_registry_reads_our_classifiers():
+    """The ones that the registry and ComfyUI-Manager sort packs by; others it drops with a warning."""
+    systems = {"Operating System :: OS Independent"}
+    accelerators = {
+        "GPU :: NVIDIA CUDA",
+        "GPU :: AMD ROCm",
+        "GPU :: Intel Arc",
+        "NPU :: Huawei Ascend",
+        "GPU :: Apple Metal",
+    }
+    found = set(PYPROJECT["project"]["classifiers"])
+    assert systems < found <= systems | {f"Environment :: {name}" for name in accelerators}
+
+
+def test_the_icon_is_a_small_square_picture_of_the_repository():
+    address = PYPROJECT["project"]["urls"]["Repository"].replace("github.com", "raw.githubusercontent.com")
+    path = PYPROJECT["tool"]["comfy"]["Icon"].removeprefix(f"{address}/main/")
+    with Image.open(host.ROOT / path) as icon:
+        assert icon.format == "PNG" and icon.width == icon.height <= 400
+    assert (host.ROOT / path).stat().st_size < 100_000
+
+
+def anchors(page: str) -> set[str]:
+    """The names by which links reach a Markdown page's headings, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.+)$", page, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def pages() -> list[Path]:
+    """The Markdown that ships."""
+    return [host.ROOT / name for name in packed() if name.endswith(".md")]
+
+
+def test_every_link_of_the_archive_leads_somewhere():
+    """To a file of the archive, or to one of the repository by its address; never to a file that is not shipped."""
+    repository, shipped = PYPROJECT["project"]["urls"]["Repository"], set(packed())
+    checked = 0
+    for page in pages():
+        text = page.read_text(encoding="utf-8")
+        for link in LINK.findall(text):
+            path, _, anchor = link.partition("#")
+            if path.startswith(repository):
+                view, _, name = path.removeprefix(repository).strip("/").partition("/main/")
+                target = host.ROOT / name
+                assert not path.removeprefix(repository) or (view in ("blob", "raw") and target.is_file()), link
+            elif "://" in path:
+                continue
+            else:
+                target = (page.parent / path).resolve() if path else page
+                assert target.relative_to(host.ROOT).as_posix() in shipped, (page.name, link)
+            assert not anchor or anchor in anchors(target.read_text(encoding="utf-8")), link
+            checked += 1
+    assert checked > 10
+
+
+def test_what_the_archive_lacks_is_named_with_the_repository_beside_it():
+    tracked = subprocess.run(["git", "ls-files"], cwd=host.ROOT, capture_output=True, text=True, check=True).stdout
+    lacking = {name.partition("/")[0] for name in tracked.split()} - {name.partition("/")[0] for name in packed()}
+    lacking |= {".host"}
+    assert {"run.py", "demo", "docs", "tools"} <= lacking
+    named = set()
+    for section in re.split(r"^(?=#+ )", (host.ROOT / "README.md").read_text(encoding="utf-8"), flags=re.MULTILINE):
+        words = set(re.findall(r"[\w.-]+(?=/)|[\w-]+\.py", " ".join(CODE.findall(section))))
+        named |= words & lacking
+        if words & lacking:
+            assert f"[repository]({PYPROJECT['project']['urls']['Repository']})" in section, words & lacking
+    assert {"run.py", ".host", "demo"} <= named

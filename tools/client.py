@@ -87,16 +87,17 @@ class Client:
         answer = json.loads(self.request("/upload/image", body, f"multipart/form-data; boundary={boundary}"))
         return "/".join(filter(None, (answer["subfolder"], answer["name"])))
 
-    def run(self, workflow: Workflow, progress: Progress | None = None) -> dict[str, dict]:
+    def run(self, workflow: Workflow, progress: Progress | None = None, editor: dict | None = None) -> dict[str, dict]:
         """Run an API workflow to its end and return each output node's result, by node id.
 
+        `editor` is the same workflow as the editor saves it, for the metadata of the pictures that it saves.
         `progress` gets the server's messages (type, data) as they come, and at least once in a second; ("", {}) is
         none. A dropped websocket loses only those.
         Leaving early, by Ctrl-C too, takes the workflow off the server. Raises `WorkflowError`.
         """
         messages = self.open_websocket()
         try:
-            prompt_id = self.submit(workflow)
+            prompt_id = self.submit(workflow, editor)
             try:
                 entry = self.wait(prompt_id, messages, progress or (lambda kind, data: None))
             except BaseException:
@@ -117,10 +118,11 @@ class Client:
         except OSError:
             return None
 
-    def submit(self, workflow: Workflow) -> str:
+    def submit(self, workflow: Workflow, editor: dict | None = None) -> str:
         """Queue a workflow; returns its prompt id. Nothing stays queued when any part of it is invalid."""
         try:
-            answer = self.post("/prompt", {"prompt": workflow, "client_id": self.id})
+            metadata = {"extra_data": {"extra_pnginfo": {"workflow": editor}}} if editor else {}
+            answer = self.post("/prompt", {"prompt": workflow, "client_id": self.id, **metadata})
         except urllib.error.HTTPError as error:
             try:
                 answer = json.loads(error.read())

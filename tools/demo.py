@@ -2,6 +2,7 @@
 
 Without --checkpoint the Story World's small checkpoint draws a story of its little cartoon world, once from one prompt
 and once from separate prompts, to compare. With --checkpoint, any Stable Diffusion 1.x, 2.x or SDXL checkpoint draws.
+Every picture opens the workflow that drew it when you drop it on the editor's canvas.
 """
 
 import argparse
@@ -9,29 +10,39 @@ import copy
 import json
 import os
 import re
+import shlex
 import struct
+import subprocess
+import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..story.files import StoryText, read_story_file
+from ..story.script import parse_script
 from . import host
 from .client import Client, Workflow, images
 from .failure import Failure
 
-WORKFLOW = host.ROOT / "workflows" / "api" / "One Prompt One Story.json"
-COMPARISON = host.ROOT / "workflows" / "api" / "Story vs Separate Prompts.json"
+WORKFLOWS = host.ROOT / "workflows"
+WORKFLOW = WORKFLOWS / "api" / "One Prompt One Story.json"
+COMPARISON = WORKFLOWS / "api" / "Story vs Separate Prompts.json"
+WAYS = ("separate prompts", "one prompt")
 WORLD_STORY = host.ROOT / "demo" / "story.txt"
 
 # What suits the Story World's checkpoint, which knows no words but its own (demo/world/captions.py).
 WORLD: dict[str, Any] = {"size": (128, 128), "steps": 20, "seed": 5, "negative": "", "page_width": 1280}
 
 LOG = host.HOST / "comfyui.log"
+COMPARE = host.ROOT / "demo" / "comparison.py"
 
 # The width of the text tokens that a checkpoint's U-Net takes, and the size of the pictures it was trained on.
 TRAINED_SIZES = {768: 512, 1024: 768, 2048: 1024, 1280: 1024}
+AFTER_GENERATE = ("fixed", "increment", "decrement", "randomize")
+"""Values of the widget that the editor puts after a seed's."""
 CROSS_ATTENTION = re.compile(r"model\.diffusion_model\..*\.attn2\.to_k\.weight")
 
 
@@ -46,7 +57,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "“ # ” starts a caption. .json and .yaml files are described in docs/story-files.md."
     )
     parser.add_argument("--story", metavar="FILE", type=Path, help="the story to make (default: the workflow's own)")
-    parser.add_argument("--checkpoint", metavar="FILE", help="the checkpoint; with --server, its name on that server")
+    parser.add_argument(
+        "--checkpoint",
+        metavar="FILE",
+        help="the checkpoint: a file, or its name among ComfyUI's checkpoints or in .host/models/checkpoints;"
+        " with --server, its name on that server",
+    )
     parser.add_argument("--server", metavar="URL", help="use this running ComfyUI, which needs the pack installed")
     parser.add_argument("--comfyui", metavar="PATH", help="use the ComfyUI in this folder (default: COMFYUI_PATH)")
     parser.add_argument("--out", metavar="DIR", type=Path, help="where to save (default: a new folder in out/)")
@@ -88,24 +104,31 @@ def run(args: argparse.Namespace) -> int:
     if args.server and args.comfyui:
         raise Failure("--server and --comfyui exclude each other: name the running ComfyUI, or the one to start.")
     world = is_world(args)
-    workflow = json.loads((COMPARISON if world else WORKFLOW).read_text(encoding="utf-8"))
+    source = COMPARISON if world else WORKFLOW
+    workflow = json.loads(source.read_text(encoding="utf-8"))
     story = read_story(args.story or WORLD_STORY) if args.story or world else None
     given = {name: vars(args)[name] for name in ("size", "seed", "steps") if vars(args)[name] is not None}
     folder = args.out or free_path(host.ROOT / "out" / slug(story.title if story else WORKFLOW.stem))
-    with new_folder(folder), serving(args) as (url, defaults):
-        workflow = fill_in(workflow, story, {**defaults, **given})
-        client = Client(url)
+    with new_folder(folder), serving(args) as place:
+        workflow = fill_in(workflow, story, {**place.defaults, **given})
+        client = Client(place.url)
         check_server(client, workflow, args.server is None)
-        host.say(summary(workflow))
-        outputs = client.run(workflow, ProgressBar(workflow))
-        paths = save(folder, pictures(client, workflow, outputs))
-    print(*paths, sep="\n")
+        device = client.get("/system_stats")["devices"][0]["name"].partition(" : ")[0]
+        host.say(f"{summary(story.title if story else source.stem, workflow)} on {device}, into {folder}.")
+        editor = editor_workflow(WORKFLOWS / source.name, workflow)
+        found = pictures(client, workflow, client.run(workflow, ProgressBar(workflow), editor))
+        paths = save(folder, found)
+        if world and place.comfyui:
+            rows = {way: [path for kind, path in paths if kind == f"frame {way}"] for way in WAYS}
+            paths.append(("comparison", compare(place.comfyui, folder, rows)))
+    host.say(next_step(place, device == "cpu"))
+    print(*(path for _, path in paths), sep="\n")
     return 0
 
 
 def is_world(args: argparse.Namespace) -> bool:
-    """Whether the Story World's checkpoint makes the pictures."""
-    return not (args.server or args.checkpoint)
+    """Whether the Story World's checkpoint makes the pictures, on a ComfyUI that we start."""
+    return not args.server and (not args.checkpoint or Path(args.checkpoint).name == host.WORLD_CHECKPOINT)
 
 
 def read_story(path: Path) -> StoryText:
@@ -131,38 +154,57 @@ def new_folder(folder: Path) -> Iterator[None]:
                 folder.rmdir()
 
 
+class Place(NamedTuple):
+    """A server that has the checkpoint, and the settings that suit both; ComfyUI and file where it is ours to know."""
+
+    url: str
+    defaults: dict[str, Any]
+    comfyui: host.Host | None = None
+    checkpoint: Path | None = None
+
+
 @contextmanager
-def serving(args: argparse.Namespace) -> Iterator[tuple[str, dict]]:
-    """A server that has the checkpoint: its URL, and the settings that suit both."""
+def serving(args: argparse.Namespace) -> Iterator[Place]:
+    """A running server with the checkpoint."""
     if args.server:
-        yield args.server, {"checkpoint": args.checkpoint} if args.checkpoint else {}
+        yield Place(args.server, {"checkpoint": args.checkpoint} if args.checkpoint else {})
         return
     this = host.find(args.comfyui)
     checkpoint = find_checkpoint(args.checkpoint, this) if args.checkpoint else None
     this = this or host.set_up()
-    if checkpoint:
-        side = trained_size(checkpoint)
-        defaults: dict = {"size": (side, side)} if side else {}
-    else:
+    if not checkpoint:
         host.say("No --checkpoint: the Story World's is used, which draws one little cartoon world.")
-        checkpoint, defaults = host.world_checkpoint(this), WORLD
+        checkpoint = host.world_checkpoint(this)
+    side = trained_size(checkpoint)
+    defaults: dict = {"size": (side, side)} if side else {}
+    if is_world(args):
+        defaults = WORLD
     host.HOST.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=host.HOST, prefix="run-", ignore_cleanup_errors=True) as name:
-        folder = Path(name)
-        models = models_folder(checkpoint, folder / "checkpoints")
+    with tempfile.TemporaryDirectory(dir=host.HOST, prefix="run-", ignore_cleanup_errors=True) as folder_name:
+        folder = Path(folder_name)
+        name = listed_name(checkpoint, this)
+        models = None if name else models_folder(checkpoint, folder / "checkpoints")
         with host.running(this, folder, models, log=LOG) as url:
-            yield url, {"checkpoint": checkpoint.name, **defaults}
+            yield Place(url, {"checkpoint": name or checkpoint.name, **defaults}, this, checkpoint)
 
 
 def find_checkpoint(name: str, this: host.Host | None) -> Path:
-    """The checkpoint's file: a path, or a name among the checkpoints of the user's ComfyUI."""
-    paths = [Path(name).expanduser().absolute()]
-    if this:
-        paths.append(this.comfyui / "models" / "checkpoints" / name)
+    """The checkpoint's file: a path, or a name among the checkpoints of the user's ComfyUI or in `.host`."""
+    folders = [*([this.comfyui] if this else []), host.HOST / "ComfyUI", host.HOST]
+    named = [folder / "models" / "checkpoints" / name for folder in folders]
+    paths = dict.fromkeys([Path(os.path.abspath(Path(name).expanduser())), *named])
     for path in paths:
         if path.is_file():
             return path
-    raise Failure(f"There is no checkpoint {' or '.join(map(str, paths))}.")
+    raise Failure(
+        f"There is no checkpoint {' or '.join(map(str, paths))}: give another path, or put it in one of these places."
+    )
+
+
+def listed_name(checkpoint: Path, this: host.Host) -> str | None:
+    """The checkpoint's name in the editor of this ComfyUI, if it lies in its folder of checkpoints."""
+    folder = host.checkpoint_folder(this)
+    return str(checkpoint.relative_to(folder)) if checkpoint.is_relative_to(folder) else None
 
 
 def models_folder(checkpoint: Path, folder: Path) -> Path:
@@ -222,6 +264,22 @@ def seed_of(workflow: Workflow) -> tuple[dict, str]:
     return sampler, "seed"
 
 
+def editor_workflow(path: Path, workflow: Workflow) -> dict:
+    """The editor's file of a shipped workflow with the values that are in its API twin `workflow`."""
+    graph = json.loads(path.read_text(encoding="utf-8"))
+    for node in graph["nodes"]:
+        values, position = node.get("widgets_values", []), 0
+        for name in (slot["widget"]["name"] for slot in node["inputs"] if "widget" in slot):
+            value = workflow[str(node["id"])]["inputs"].get(name, values[position])
+            while isinstance(value, list):  # wired: the widget shows what the other node gives
+                value = workflow[value[0]]["inputs"].get("value", values[position])
+            values[position] = value
+            position += 1
+            if position < len(values) and values[position] in AFTER_GENERATE:
+                position += 1
+    return graph
+
+
 def check_server(client: Client, workflow: Workflow, ours: bool) -> None:
     """Raise unless the server, one that we started if `ours`, has the pack and the checkpoint."""
     if client.choices("OneStoryIPCA", "variant") is None:
@@ -238,22 +296,33 @@ def check_server(client: Client, workflow: Workflow, ours: bool) -> None:
             )
 
 
-def summary(workflow: Workflow) -> str:
-    """One line that says what is about to be made."""
+def summary(title: str, workflow: Workflow) -> str:
+    """What is about to be drawn."""
     found = {node["class_type"]: node["inputs"] for node in workflow.values()}
-    sampler, latent = found["KSampler"], found["OneStoryLatent"]
+    sampler, latent, script = found["KSampler"], found["OneStoryLatent"], found["OneStoryScript"]
+    modes = [node["inputs"]["mode"] for node in workflow.values() if node["class_type"] == "OneStoryPrompt"]
+    frames = len(parse_script(script["identity"], script["frames"]).frames)
     holder, name = seed_of(workflow)
     return (
-        f"{found['CheckpointLoaderSimple']['ckpt_name']}, {latent['width']}x{latent['height']}, "
-        f"steps {sampler['steps']}, seed {holder[name]}"
+        f"Drawing “{title}”: {frames} frame{'s' if frames > 1 else ''} of {latent['width']}x{latent['height']} pixels,"
+        f" from {' and from '.join(modes)}, steps {sampler['steps']}, seed {holder[name]}, with"
+        f" {found['CheckpointLoaderSimple']['ckpt_name']}"
     )
 
 
 class ProgressBar:
-    """Draws a server's messages about one workflow: the node at work, and how far it is."""
+    """Draws a server's messages about one workflow: the node at work, how far it is, and how long the rest will take.
 
-    def __init__(self, workflow: Workflow):
+    The time is that of the samplers' remaining steps, from those that were taken since the first of its sampler, which
+    also loads the model. It is said once as a line of its own. `clock` gives seconds.
+    """
+
+    def __init__(self, workflow: Workflow, clock: Callable[[], float] = time.monotonic):
         self.titles = {key: node.get("_meta", {}).get("title", node["class_type"]) for key, node in workflow.items()}
+        self.left = {key: node["inputs"]["steps"] for key, node in workflow.items() if node["class_type"] == "KSampler"}
+        self.clock = clock
+        self.first: dict[str, tuple[float, int]] = {}
+        self.told = False
 
     def __call__(self, kind: str, data: dict) -> None:
         if kind == "executing":
@@ -261,7 +330,31 @@ class ProgressBar:
         elif kind == "progress" and data["max"]:
             title = self.titles.get(data["node"], "")
             filled = round(30 * data["value"] / data["max"])
-            host.show(f"{title} [{'#' * filled}{'.' * (30 - filled)}] {data['value']}/{data['max']}")
+            rest = self.rest(data)
+            if rest and not self.told:
+                host.show("")
+                host.say(f"About {duration(rest)} to go.")
+                self.told = True
+            bar = f"{title} [{'#' * filled}{'.' * (30 - filled)}] {data['value']}/{data['max']}"
+            host.show(f"{bar}, about {duration(rest)} to go" if rest else bar)
+
+    def rest(self, data: dict) -> float | None:
+        """The seconds that the samplers will go on for, where a sampler's progress tells."""
+        node, value = data["node"], data["value"]
+        if node not in self.left or not value:
+            return None
+        self.left[node] = data["max"] - value
+        now = self.clock()
+        began, before = self.first.setdefault(node, (now, value))
+        return (now - began) / (value - before) * sum(self.left.values()) if value > before else None
+
+
+def duration(seconds: float) -> str:
+    """A length of time in the words of an estimate."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def pictures(client: Client, workflow: Workflow, outputs: dict) -> dict[str, list[bytes]]:
@@ -274,8 +367,11 @@ def pictures(client: Client, workflow: Workflow, outputs: dict) -> dict[str, lis
     return found
 
 
-def save(folder: Path, found: dict[str, list[bytes]]) -> list[Path]:
-    """Write the pictures into `folder`, under names that nothing has there yet; returns their paths, frames first."""
+def save(folder: Path, found: dict[str, list[bytes]]) -> list[tuple[str, Path]]:
+    """Write the pictures into `folder`, under names that nothing has there yet.
+
+    Returns the kind and the path of each, frames first.
+    """
     paths = []
     for kind in sorted(found, key=lambda kind: kind.startswith("board")):
         digits = max(2, len(str(len(found[kind]))))
@@ -283,8 +379,33 @@ def save(folder: Path, found: dict[str, list[bytes]]) -> list[Path]:
             number = f"_{i:0{digits}}" if kind.startswith("frame") else ""
             path = free_path(folder / f"{kind.replace(' ', '_')}{number}.png")
             path.write_bytes(data)
-            paths.append(path)
+            paths.append((kind, path))
     return paths
+
+
+def compare(this: host.Host, folder: Path, rows: dict[str, Sequence[Path]]) -> Path:
+    """Draw the frames of each way as a row under its name, in the host's Python, which has Pillow."""
+    path = free_path(folder / "comparison.png")
+    words = [word for name, frames in rows.items() for word in ("--row", name, *map(str, frames))]
+    done = subprocess.run([this.python, COMPARE, path, *words], capture_output=True, text=True)
+    if done.returncode:
+        raise Failure(f"The pictures are in {folder}, but {path.name} could not be drawn:\n{host.tail(done.stderr)}")
+    return path
+
+
+def next_step(place: Place, cpu: bool) -> str:
+    """How to go on from the pictures in ComfyUI's editor."""
+    drop = "drop one of these pictures on its canvas: that opens the workflow that drew it."
+    if not place.comfyui:
+        return f"To go on in the editor, open {place.url} and {drop}"
+    if host.is_own(place.comfyui):
+        command = [str(place.comfyui.python), str(place.comfyui.comfyui / "main.py"), *(["--cpu"] if cpu else [])]
+        start = subprocess.list2cmdline(command) if sys.platform == "win32" else shlex.join(command)
+        return f"To go on in the editor, run {start}\nthen open http://127.0.0.1:8188 and {drop}"
+    first = ""
+    if place.checkpoint and not listed_name(place.checkpoint, place.comfyui):
+        first = f"copy {place.checkpoint} to {host.checkpoint_folder(place.comfyui)}, "
+    return f"To go on in the editor, {first}start your ComfyUI and {drop}"
 
 
 def free_path(path: Path) -> Path:

@@ -5,6 +5,7 @@ Standard library only. What is set up lies in the ignored folder `.host`: `Comfy
 
 import ast
 import contextlib
+import filecmp
 import hashlib
 import importlib.util
 import json
@@ -30,6 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 HOST = ROOT / ".host"
 TOOLS = ROOT / "tools"
 WORLD = ROOT / "demo" / "story_world.safetensors"
+WORLD_CHECKPOINT = "onestory_world.safetensors"
 PACK = "onestory"
 
 UV = "uv>=0.8,<1"
@@ -89,14 +91,21 @@ def is_comfyui(folder: Path) -> bool:
 
 
 def find_python(comfyui: Path) -> Path:
-    """The Python of a user's ComfyUI: of its own environment, of the portable build, or this one if it has torch."""
+    """The Python of a ComfyUI: of its environment, of the portable build, or this one if it has torch.
+
+    One that we set up has its environment beside it.
+    """
     candidates = [venv_python(comfyui / name) for name in ("venv", ".venv")]
     candidates.append(comfyui.parent / "python_embeded" / "python.exe")
+    if (comfyui.parent / "venv" / STAMP).is_file():
+        candidates.append(venv_python(comfyui.parent / "venv"))
     for python in candidates:
         if python.is_file():
             return python
     if importlib.util.find_spec("torch"):
         return Path(sys.executable)
+    if comfyui.parent == HOST.resolve():
+        raise Failure(f"The set-up of {comfyui} was not finished: the same command without naming it finishes it.")
     raise Failure(
         f"The Python of the ComfyUI in {comfyui} was not found: it has no venv, .venv or python_embeded folder,"
         " and this Python has no torch. Run this command with the Python that starts that ComfyUI."
@@ -314,6 +323,11 @@ def extract(archive: Path, prefix: str, target: Path) -> None:
         raise Failure(f"{archive.name} holds no ComfyUI below {prefix}.")
 
 
+def is_own(host: Host) -> bool:
+    """Whether this is the ComfyUI that we set up, so that its folder is ours to write into."""
+    return host.comfyui.resolve() == (HOST / "ComfyUI").resolve()
+
+
 def link_pack(host: Host, root: Path = ROOT) -> str:
     """Make the pack one of the host's custom nodes; returns its name there. Never touches what lies there already."""
     folder = host.comfyui / "custom_nodes"
@@ -331,6 +345,8 @@ def link_pack(host: Host, root: Path = ROOT) -> str:
     else:
         # Relative for our own host, so that the whole folder can be moved.
         target.symlink_to(os.path.relpath(root, folder) if host.comfyui.is_relative_to(root) else root)
+    if not is_own(host):
+        say(f"This ComfyUI has the pack now, by the link {target}.")
     return PACK
 
 
@@ -341,11 +357,38 @@ def random_checkpoint(host: Host, folder: Path = HOST) -> Path:
 
 
 def world_checkpoint(host: Host, folder: Path = HOST) -> Path:
-    """The Story World's checkpoint, expanded from its asset; likewise. Raises `Failure` when nobody has trained it."""
+    """The Story World's checkpoint; written from its asset first when it is missing or an older version's.
+
+    In our own ComfyUI it stands among the checkpoints that the editor offers; a user's is left as it is.
+    Raises `Failure` when nobody has trained it.
+    """
     if not WORLD.is_file():
         raise Failure(f"There is no {WORLD.relative_to(ROOT)}: docs/story-world.md says how to train and pack it.")
     script = ROOT / "demo" / "asset.py"
-    return checkpoint(host, folder, "onestory_world", [script, WORLD], "Story World's checkpoint", script, WORLD)
+    stem = Path(WORLD_CHECKPOINT).stem
+    file = checkpoint(host, folder, stem, [script, WORLD], "Story World's checkpoint", script, WORLD)
+    return put(file, checkpoint_folder(host)) if is_own(host) else file
+
+
+def checkpoint_folder(host: Host) -> Path:
+    """Where a ComfyUI's editor finds its checkpoints."""
+    return host.comfyui / "models" / "checkpoints"
+
+
+def put(file: Path, folder: Path) -> Path:
+    """Give `folder` this file, whole or not at all; a hard link where the file system has them. Returns its path."""
+    target = folder / file.name
+    with lock(HOST):
+        if not (target.is_file() and filecmp.cmp(file, target)):
+            folder.mkdir(parents=True, exist_ok=True)
+            partial = target.with_suffix(".partial")
+            partial.unlink(missing_ok=True)
+            try:
+                os.link(file, partial)
+            except OSError:
+                shutil.copy2(file, partial)
+            partial.replace(target)
+    return target
 
 
 def checkpoint(host: Host, folder: Path, stem: str, sources: Sequence[Path], what: str, *command: Path) -> Path:

@@ -15,6 +15,9 @@ SUFFIXES = (".yaml", ".yml", ".json", ".txt")
 MAX_BYTES = 2 * 1024 * 1024
 STORY_KEYS = ("title", "identity", "frames")
 NOT_TEXT = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+HEAD = 64 * 1024
+STORY_KEY = re.compile(rb"""\b(identity|frames?|stories|combinations|settings)["']?\s*:""", re.IGNORECASE)
+WORKFLOW_KEY = re.compile(rb'"class_type"\s*:|"nodes"\s*:\s*\[')
 SPACE = re.compile(r"[ \t\n\r]*")
 YAML_TAG = "tag:yaml.org,2002:"
 YAML_TAGS = {YAML_TAG + t for t in ("str", "int", "float", "bool", "null", "timestamp", "merge", "value", "seq", "map")}
@@ -82,6 +85,22 @@ def read_stories(path: str | Path) -> tuple[StoryText, ...]:
         raise ValueError(f"“{path.name}” holds no story: give it an identity and one frame or more.")
     titles = [path.stem] if len(stories) == 1 else [f"{path.stem} {i}" for i in range(len(stories))]
     return tuple(s if s.title else s._replace(title=t) for s, t in zip(stories, titles, strict=True))
+
+
+def looks_like_story(path: str | Path) -> bool:
+    """Whether a file with one of `SUFFIXES` may be meant as a story, going by its first 64 KB.
+
+    YAML and JSON name a key of stories, mistakes in the rest aside, and are no workflow of ComfyUI; script text has
+    more than one line, as captions of training pictures have not. True for a file that can't be opened.
+    """
+    try:
+        with open(path, "rb") as file:
+            head = file.read(HEAD).replace(b"\0", b"")  # UTF-16 is to be seen here; reading it says what is wrong
+    except OSError:
+        return True
+    if Path(path).suffix.lower() == ".txt":
+        return len(head.strip().splitlines()) > 1
+    return bool(STORY_KEY.search(head)) and not WORKFLOW_KEY.search(head)
 
 
 def read_text(path: Path) -> str:

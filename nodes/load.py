@@ -1,15 +1,22 @@
+import asyncio
 import logging
 import os
+import stat
+from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import folder_paths
 from comfy_api.latest import io
 
-from ..story.files import SUFFIXES, StoryText, choose_story, read_stories
+from ..story.files import MAX_BYTES, SUFFIXES, StoryText, choose_story, looks_like_story, read_stories
 from ..story.script import parse_script
 from .types import CATEGORY, STORY
 
 NO_FILES = "(no story files)"
+# What the editor and ComfyUI's own nodes put into the input folder.
+COMFYUI_FOLDERS = ("3d", "clipspace", "painter", "pasted", "threed", "webcam")
 
 
 class OneStoryLoad(io.ComfyNode):
@@ -25,8 +32,8 @@ class OneStoryLoad(io.ComfyNode):
                 io.Combo.Input(
                     "file",
                     options=story_files() or [NO_FILES],
-                    tooltip="The .yaml, .yml, .json and .txt files in ComfyUI's input folder and its subfolders; press "
-                    "R to see new ones. A file that changed is read again at the next run.",
+                    tooltip="The story files (.yaml, .yml, .json, .txt) in ComfyUI's input folder and its subfolders; "
+                    "press R to see new ones. A file that changed is read again at the next run.",
                 ),
                 io.Int.Input(
                     "index",
@@ -48,13 +55,13 @@ class OneStoryLoad(io.ComfyNode):
             ],
         )
 
-    # Both are None where they come from another node, which has not run yet.
     @classmethod
-    def validate_inputs(cls, file: str | None = None, index: int | None = None) -> bool | str:
+    async def validate_inputs(cls, file: str | None = None, index: int | None = None) -> bool | str:
+        """Reads in a thread, since ComfyUI asks this on its server's event loop. None comes from a node yet to run."""
         if file is None:
             return True
         try:
-            stories = read(file)
+            stories = await asyncio.to_thread(read, file)
             if index is not None:
                 choose_story(stories, index, file)
         except ValueError as error:
@@ -64,8 +71,12 @@ class OneStoryLoad(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, file: str | None = None, index: int | None = None) -> str:
         """When the file last changed; of all files where its name comes from another node."""
-        stats = [(name, input_path(name).stat()) for name in ([file] if file else story_files())]
-        return repr([(name, stat.st_mtime_ns, stat.st_size) for name, stat in stats])
+        if file is None:
+            return repr(sorted(candidates()))
+        try:
+            return repr(find(file))
+        except ValueError:
+            return ""  # `execute` says why
 
     @classmethod
     def execute(cls, file: str, index: int) -> io.NodeOutput:
@@ -77,26 +88,81 @@ class OneStoryLoad(io.ComfyNode):
         return io.NodeOutput(story, text.title, len(stories))
 
 
+class File(NamedTuple):
+    """A file in the input folder, with what shows a change of it: its modification time in ns and its size in bytes."""
+
+    path: str
+    modified: int
+    size: int
+
+
 def read(file: str) -> tuple[StoryText, ...]:
-    """All stories of a file that `story_files` lists; no other path is touched. Raises `ValueError`."""
+    """All stories of a file in ComfyUI's input folder; no other path is touched. Raises `ValueError`."""
     if file == NO_FILES:
         raise ValueError(
             f"There is no story file yet: put one ({', '.join(SUFFIXES)}) into ComfyUI's input folder and press R."
         )
-    if file not in story_files():
-        raise ValueError(f"There is no story file “{file}” in ComfyUI's input folder: put it there, or choose another.")
-    return read_stories(input_path(file))
+    return stories_of(find(file))
+
+
+@lru_cache(maxsize=8)
+def stories_of(file: File) -> tuple[StoryText, ...]:
+    """A file's stories, parsed once for validation and all runs until it changes."""
+    return read_stories(file.path)
+
+
+def find(name: str) -> File:
+    """The story file of this name, relative to the input folder. Raises `ValueError` unless there is one inside it."""
+    root = folder_paths.get_input_directory()
+    try:
+        relative = Path(name)
+        if not relative.anchor and ".." not in relative.parts and relative.suffix.lower() in SUFFIXES:
+            file = file_at(os.path.join(root, name))
+            if file and is_inside(root, file.path):
+                return file
+    except (OSError, TypeError, ValueError):  # no such file, no text, or a text that can't be a name
+        pass
+    raise ValueError(f"There is no story file “{name}” in ComfyUI's input folder: put it there, or choose another.")
+
+
+def file_at(path: str) -> File | None:
+    """None for what is no plain file. Raises `OSError` when it is gone."""
+    found = os.stat(path)
+    return File(path, found.st_mtime_ns, found.st_size) if stat.S_ISREG(found.st_mode) else None
+
+
+def is_inside(root: str, path: str) -> bool:
+    """Whether a path is in a folder when all links have been followed."""
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))
 
 
 def story_files() -> list[str]:
-    """Names relative to the input folder, with forward slashes. Links that lead out of the folder are left out."""
-    root = input_path("")
-    inside = root.resolve()
-    paths = [
-        Path(folder, name) for folder, _, names in os.walk(root) for name in names if name.lower().endswith(SUFFIXES)
-    ]
-    return sorted(p.relative_to(root).as_posix() for p in paths if p.is_file() and p.resolve().is_relative_to(inside))
+    """The files that may be stories, named relative to the input folder with forward slashes."""
+    root = folder_paths.get_input_directory()
+    return sorted(Path(file.path).relative_to(root).as_posix() for file in candidates() if looks_right(file))
 
 
-def input_path(name: str) -> Path:
-    return Path(folder_paths.get_input_directory(), name)
+def candidates() -> Iterator[File]:
+    """The input folder's files with a story file's ending and size, but for hidden ones, those in folders that ComfyUI
+    fills itself, and those that a link leads out to."""
+    root = folder_paths.get_input_directory()
+    for folder, folders, names in os.walk(root):
+        folders[:] = [each for each in folders if each[0] != "." and (folder != root or each not in COMFYUI_FOLDERS)]
+        if not is_inside(root, folder):  # a junction, which Windows doesn't call a link
+            folders.clear()
+            continue
+        for name in names:
+            if name[0] == "." or not name.lower().endswith(SUFFIXES):
+                continue
+            path = os.path.join(folder, name)
+            try:
+                file = file_at(path)
+            except OSError:  # a broken link, or deleted since
+                continue
+            if file and 0 < file.size <= MAX_BYTES and (not os.path.islink(path) or is_inside(root, path)):
+                yield file
+
+
+@lru_cache(maxsize=2**14)
+def looks_right(file: File) -> bool:
+    return looks_like_story(file.path)

@@ -15,9 +15,14 @@ SUFFIXES = (".yaml", ".yml", ".json", ".txt")
 MAX_BYTES = 2 * 1024 * 1024
 STORY_KEYS = ("title", "identity", "frames")
 NOT_TEXT = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+HEAD = 64 * 1024
+STORY_KEY = re.compile(rb"""\b(identity|frames?|stories|combinations|settings)["']?\s*:""", re.IGNORECASE)
+WORKFLOW_KEY = re.compile(rb'"class_type"\s*:|"nodes"\s*:\s*\[')
 SPACE = re.compile(r"[ \t\n\r]*")
 YAML_TAG = "tag:yaml.org,2002:"
 YAML_TAGS = {YAML_TAG + t for t in ("str", "int", "float", "bool", "null", "timestamp", "merge", "value", "seq", "map")}
+YAML_TAGS.add("!")  # says that the value is a text
+YAML_NULLS = {"", "~", "null", "Null", "NULL"}
 
 
 class StoryText(NamedTuple):
@@ -80,6 +85,22 @@ def read_stories(path: str | Path) -> tuple[StoryText, ...]:
         raise ValueError(f"“{path.name}” holds no story: give it an identity and one frame or more.")
     titles = [path.stem] if len(stories) == 1 else [f"{path.stem} {i}" for i in range(len(stories))]
     return tuple(s if s.title else s._replace(title=t) for s, t in zip(stories, titles, strict=True))
+
+
+def looks_like_story(path: str | Path) -> bool:
+    """Whether a file with one of `SUFFIXES` may be meant as a story, going by its first 64 KB.
+
+    YAML and JSON name a key of stories, mistakes in the rest aside, and are no workflow of ComfyUI; script text has
+    more than one line, as captions of training pictures have not. True for a file that can't be opened.
+    """
+    try:
+        with open(path, "rb") as file:
+            head = file.read(HEAD).replace(b"\0", b"")  # UTF-16 is to be seen here; reading it says what is wrong
+    except OSError:
+        return True
+    if Path(path).suffix.lower() == ".txt":
+        return len(head.strip().splitlines()) > 1
+    return bool(STORY_KEY.search(head)) and not WORKFLOW_KEY.search(head)
 
 
 def read_text(path: Path) -> str:
@@ -365,47 +386,60 @@ def yaml_tree(text: str) -> Node:
             "line 1: reading YAML needs PyYAML, so run this with ComfyUI's Python or save the story as JSON or text."
         ) from None
 
-    class Loader(yaml.SafeLoader):
-        def compose_node(self, parent: Any, index: Any) -> Any:
-            if self.check_event(yaml.AliasEvent):
-                event = self.peek_event()
-                raise problem(
-                    place(event.start_mark.line + 1, ""),
-                    f"“*{event.anchor}” is a YAML alias, which story files don't use: "
-                    "write its text out, or put it in quotes if it is text.",
-                )
-            return super().compose_node(parent, index)
-
-    def read(node: Any, path: str, line: int) -> Node:
-        where = place(line, path)
-        if node.tag not in YAML_TAGS:
-            tag = node.tag.replace(YAML_TAG, "!!")
-            raise problem(where, f"the YAML tag “{tag}” has no use in a story: delete it, or put the text in quotes.")
-        if isinstance(node, yaml.ScalarNode):
-            return Node(None if node.tag == YAML_TAG + "null" else node.value, where)
-        if isinstance(node, yaml.SequenceNode):
-            return Node(
-                [read(v, f"{path}[{i}]", v.start_mark.line + 1) for i, v in enumerate(node.value)],
-                where,
+    def check(event: Any, where: str) -> None:
+        if isinstance(event, yaml.AliasEvent):
+            raise problem(
+                place(event.start_mark.line + 1, ""),
+                f"“*{event.anchor}” is a YAML alias, which story files don't use: "
+                "write its text out, or put it in quotes if it is text.",
             )
+        if event.tag and event.tag not in YAML_TAGS:
+            tag = event.tag.replace(YAML_TAG, "!!")
+            raise problem(where, f"the YAML tag “{tag}” has no use in a story: delete it, or put the text in quotes.")
+
+    def read(event: Any, path: str, line: int) -> Node:
+        where = place(line, path)
+        check(event, where)
+        if isinstance(event, yaml.ScalarEvent):
+            is_null = (
+                event.tag == YAML_TAG + "null" or not event.tag and event.implicit[0] and event.value in YAML_NULLS
+            )
+            return Node(None if is_null else event.value, where)
+        if isinstance(event, yaml.SequenceStartEvent):
+            nodes: list[Node] = []
+            while not isinstance(event := next(events), yaml.SequenceEndEvent):
+                nodes.append(read(event, f"{path}[{len(nodes)}]", event.start_mark.line + 1))
+            return Node(nodes, where)
         pairs = []
-        for key, value in node.value:
-            line = key.start_mark.line + 1
-            if not isinstance(key, yaml.ScalarNode):
+        while not isinstance(event := next(events), yaml.MappingEndEvent):
+            line = event.start_mark.line + 1
+            check(event, place(line, path))
+            if not isinstance(event, yaml.ScalarEvent):
                 raise problem(place(line, path), "a list stands here as a key: write names without brackets.")
-            pairs.append((key.value, read(value, f"{path}.{key.value}" if path else key.value, line)))
+            key = event.value
+            pairs.append((key, read(next(events), f"{path}.{key}" if path else key, line)))
         return Node(unique(pairs), where)
 
+    # PyYAML with libyaml is several times as fast as without. libyaml refuses U+FEFF, which means nothing.
+    events = yaml.parse(text.replace("\ufeff", ""), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     try:
-        root = yaml.compose(text, Loader)
+        next(events)
+        if isinstance(next(events), yaml.StreamEndEvent):
+            raise problem("line 1", "there are only comments in this file: write a story's identity and its frames.")
+        event = next(events)
+        root = read(event, "", event.start_mark.line + 1)
+        next(events)
+        if isinstance(event := next(events), yaml.DocumentStartEvent):
+            where = place(event.start_mark.line + 1, "")
+            raise problem(where, "another YAML document begins here: put several stories in a list under “stories”.")
     except yaml.MarkedYAMLError as error:
-        mark = error.context_mark if "end of stream" in (error.problem or "") else error.problem_mark
-        if isinstance(error, yaml.composer.ComposerError):
-            hint = "put several stories in a list under “stories”"
-        else:
-            hint = "put a text in quotes if it begins with “[” or another sign, or holds “: ” or “ #”"
-        where = place((mark or error.problem_mark).line + 1, "")
-        raise problem(where, f"the YAML can't be read here ({error.problem}): {hint}.") from None
-    if root is None:
-        raise problem("line 1", "there are only comments in this file: write a story's identity and its frames.")
-    return read(root, "", root.start_mark.line + 1)
+        reason = error.problem or ""
+        if "nesting depth" in reason:
+            raise RecursionError from None
+        mark = error.context_mark if "end of stream" in reason else error.problem_mark
+        raise problem(
+            place((mark or error.problem_mark).line + 1, ""),
+            f"the YAML can't be read here ({reason}): "
+            "put a text in quotes if it begins with “[” or another sign, or holds “: ” or “ #”.",
+        ) from None
+    return root

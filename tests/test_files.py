@@ -1,12 +1,15 @@
 """Story files: what they hold, and the sentence for what they can't."""
 
+import asyncio
 import json
 import os
 import re
+import threading
 from pathlib import Path
 
 import pytest
-from onestory.story.files import MAX_BYTES, StoryText, read_stories, read_story_file
+import yaml
+from onestory.story.files import MAX_BYTES, StoryText, looks_like_story, read_stories, read_story_file
 from onestory.story.script import parse_script
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -87,6 +90,11 @@ STORIES = {
         "identity: {No: 12, Yes: 2020-01-01}\nframes: ['[No] [Yes] here', 1984, off]\n",
         [("a", "[No] 12\n[Yes] 2020-01-01", "[No] [Yes] here\n1984\noff")],
     ),
+    "yaml non-specific tag": (
+        "a.yaml",
+        f"identity: {FOX}\nframes: [! null, \ufeffat sea]\n",
+        [("a", FOX, "null\nat sea")],
+    ),
     "yaml folds": ("a.yaml", f"identity: {FOX}\nframes:\n- >\n  reading\n  a book\n", [("a", FOX, "reading a book")]),
     "yaml comment is no caption": ("a.yaml", f"identity: {FOX}\nframes:\n- reading # By\n", [("a", FOX, "reading")]),
     "stories": (
@@ -129,8 +137,18 @@ STORIES = {
 }
 
 
+@pytest.fixture(params=["libyaml", "PyYAML alone"])
+def either_yaml(request, monkeypatch):
+    """Twice: with PyYAML's parser in C, where it has one, and without."""
+    if request.param == "libyaml" and not yaml.__with_libyaml__:
+        pytest.skip("PyYAML has no libyaml here")
+    if request.param == "PyYAML alone":
+        monkeypatch.delattr(yaml, "CSafeLoader", raising=False)
+    return request.param
+
+
 @pytest.mark.parametrize(("name", "text", "expected"), STORIES.values(), ids=STORIES)
-def test_stories(tmp_path, name, text, expected):
+def test_stories(tmp_path, name, text, expected, either_yaml):
     stories = read_stories(write(tmp_path, name, text))
     assert stories == tuple(StoryText(*each) for each in expected)
     for story in stories:
@@ -220,23 +238,22 @@ MISTAKES = {
     "yaml syntax": (
         "a.yaml",
         "identity: a fox\nframes:\n- reading\n- [Mia] waits\n",
-        f"“a.yaml”, line 4: the YAML can't be read here (expected <block end>, but found '<scalar>'): {QUOTES}.",
+        f"“a.yaml”, line 4: the YAML can't be read here (…): {QUOTES}.",
     ),
     "yaml colon": (
         "a.yaml",
         "identity: a fox: red\nframes: [a]\n",
-        f"“a.yaml”, line 1: the YAML can't be read here (mapping values are not allowed here): {QUOTES}.",
+        f"“a.yaml”, line 1: the YAML can't be read here (…): {QUOTES}.",
     ),
     "yaml open quote": (
         "a.yaml",
         'identity: a fox\nframes:\n- "reading\n- sailing\n',
-        f"“a.yaml”, line 3: the YAML can't be read here (found unexpected end of stream): {QUOTES}.",
+        f"“a.yaml”, line 3: the YAML can't be read here (…): {QUOTES}.",
     ),
     "yaml documents": (
         "a.yaml",
         "identity: a\nframes: [b]\n---\nidentity: a\nframes: [b]\n",
-        "“a.yaml”, line 3: the YAML can't be read here (but found another document): put several stories in a list "
-        "under “stories”.",
+        "“a.yaml”, line 3: another YAML document begins here: put several stories in a list under “stories”.",
     ),
     "yaml comments": (
         "a.yaml",
@@ -254,6 +271,17 @@ MISTAKES = {
         "identity: !!python/object/apply:os.system [ls]\nframes: [a]\n",
         "“a.yaml”, line 1 (identity): the YAML tag “!!python/object/apply:os.system” has no use in a story: delete it, "
         "or put the text in quotes.",
+    ),
+    "yaml tag of a key": (
+        "a.yaml",
+        "identity: a fox\n!!binary frames: [a]\n",
+        "“a.yaml”, line 2: the YAML tag “!!binary” has no use in a story: delete it, or put the text in quotes.",
+    ),
+    "yaml alias as key": (
+        "a.yaml",
+        "identity: &a fox\n*a : [a]\n",
+        "“a.yaml”, line 2: “*a” is a YAML alias, which story files don't use: write its text out, or put it in quotes "
+        "if it is text.",
     ),
     "yaml duplicate key": (
         "a.yaml",
@@ -277,7 +305,7 @@ MISTAKES = {
         "or quote before it.",
     ),
     "json deep": ("a.json", "[" * 200000, "“a.json” " + TOO_DEEP),
-    "yaml deep": ("a.yaml", "[" * 2000 + "]" * 2000, "“a.yaml” " + TOO_DEEP),
+    "yaml deep": ("a.yaml", "[" * 1200 + "]" * 1200, "“a.yaml” " + TOO_DEEP),
     "json surrogate": (
         "a.json",
         '{"identity": "a fox",\n"frames": ["\\ud800"]}',
@@ -384,8 +412,17 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize(("name", "text", "sentence"), MISTAKES.values(), ids=MISTAKES)
-def test_mistakes_have_a_line_and_a_reason(tmp_path, name, text, sentence):
-    assert fails(tmp_path, name, text) == sentence
+def test_mistakes_have_a_line_and_a_reason(tmp_path, name, text, sentence, either_yaml):
+    found = re.sub(r"(the YAML can't be read here )\(.+?\):", r"\1(…):", fails(tmp_path, name, text))
+    assert found == sentence
+
+
+@pytest.mark.skipif(not yaml.__with_libyaml__, reason="PyYAML has no libyaml here")
+def test_yaml_is_parsed_in_c(tmp_path, monkeypatch):
+    """PyYAML's own scanner takes several times as long for a large file."""
+    monkeypatch.delattr(yaml.scanner.Scanner, "fetch_more_tokens")
+    name, text, expected = STORIES["yaml"]
+    assert read_stories(write(tmp_path, name, text)) == (StoryText(*expected[0]),)
 
 
 def test_alias_bomb_is_refused(tmp_path):
@@ -435,6 +472,13 @@ def test_the_papers_own_files():
     assert benchmark[21].title == "fairy_tales_0"
 
 
+def test_a_file_with_a_mistake_is_still_seen_as_a_story(tmp_path):
+    """It is offered, so that running it says what is wrong with it."""
+    files = {kind: write(tmp_path, f"{i}_{name}", text) for i, (kind, (name, text, _)) in enumerate(MISTAKES.items())}
+    no_story = {"ending", "empty", "UTF-16", "too large", "yaml comments", "json deep", "yaml deep", "top"}
+    assert {kind for kind, file in files.items() if not looks_like_story(file)} == no_story
+
+
 # The node
 
 
@@ -452,6 +496,7 @@ def inputs(tmp_path, monkeypatch):
     os.symlink(tmp_path / "outside" / "secret.txt", folder / "link.txt")
     os.symlink(tmp_path / "outside", folder / "linked")
     os.symlink(folder / "none.txt", folder / "broken.txt")
+    os.symlink("loop.txt", folder / "loop.txt")
     monkeypatch.setattr(folder_paths, "get_input_directory", lambda: str(folder))
     return folder
 
@@ -460,12 +505,99 @@ def inputs(tmp_path, monkeypatch):
 def load():
     from onestory.nodes import load
 
+    load.stories_of.cache_clear()
     return load
 
 
+@pytest.fixture
+def validate(load):
+    """The node's validation, as ComfyUI awaits it."""
+    return lambda *inputs: asyncio.run(load.OneStoryLoad.validate_inputs(*inputs))
+
+
+@pytest.fixture
+def parsed(load, monkeypatch):
+    """The names of the files that are parsed, as they are."""
+    names = []
+
+    def read(path):
+        names.append(Path(path).name)
+        return read_stories(path)
+
+    monkeypatch.setattr(load, "read_stories", read)
+    return names
+
+
+def listed(load) -> list[str]:
+    return load.OneStoryLoad.define_schema().inputs[0].options
+
+
 def test_the_picker_lists_the_story_files_inside_the_input_folder(inputs, load):
-    schema = load.OneStoryLoad.define_schema()
-    assert schema.inputs[0].options == ["tales/Fox.TXT", "two.json"]
+    assert listed(load) == ["tales/Fox.TXT", "two.json"]
+
+
+WORKFLOW = {
+    "id": "a",
+    "nodes": [{"type": "OneStoryScript", "widgets_values": ["a fox", "a"]}],
+    "links": [],
+    "frames": 1,
+}
+API_WORKFLOW = {"1": {"inputs": {"identity": "a fox", "frames": "a"}, "class_type": "OneStoryScript"}}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("workflow.json", json.dumps(WORKFLOW)),
+        ("api.json", json.dumps(API_WORKFLOW, indent=2)),
+        ("pose.json", '{"people": [{"pose_keypoints_2d": [1, 2]}]}'),
+        ("train.yaml", "model: sdxl\nsteps: 100\n"),
+        ("001.txt", "a photo of sks dog, sitting\n"),
+        ("empty.txt", ""),
+        ("large.txt", f"{FOX}\n\n" + "a\n" * (MAX_BYTES // 2)),
+        (".hidden.txt", f"{FOX}\n\nreading"),
+        (".git/a.txt", f"{FOX}\n\nreading"),
+        ("tales/.cache/a.txt", f"{FOX}\n\nreading"),
+        *((f"{folder}/a.txt", f"{FOX}\n\nreading") for folder in ("3d", "clipspace", "painter", "pasted", "webcam")),
+    ],
+    ids=lambda value: value[:12],
+)
+def test_what_is_no_story_file_is_not_listed(inputs, load, name, text):
+    (inputs / name).parent.mkdir(exist_ok=True)
+    write(inputs, name, text)
+    assert listed(load) == ["tales/Fox.TXT", "two.json"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.yaml", f"Identity: {FOX}\nframe: [a]\n"),
+        ("utf-16.yaml", f"identity: {FOX}\nframes: [a]\n".encode("utf-16")),
+        ("utf-16.txt", f"{FOX}\n\na\n".encode("utf-16")),
+        ("quotes.json", json.dumps({"identity": "a", "frames": ['"class_type": "nodes": [']})),
+        ("two lines.txt", f"{FOX}\nreading"),
+        ("mac.txt", f"{FOX}\r\rreading"),
+        ("tales/3d/a.txt", f"{FOX}\n\nreading"),
+    ],
+    ids=lambda value: value[:12] if isinstance(value, str) else "",
+)
+def test_what_is_meant_as_a_story_is_listed(inputs, load, name, text):
+    (inputs / name).parent.mkdir(exist_ok=True)
+    write(inputs, name, text)
+    assert listed(load) == sorted(["tales/Fox.TXT", "two.json", name])
+
+
+def test_a_file_that_becomes_a_story_is_listed(inputs, load):
+    write(inputs, "new.txt", FOX)
+    assert "new.txt" not in listed(load)
+    write(inputs, "new.txt", f"{FOX}\n\nreading")
+    assert "new.txt" in listed(load)
+
+
+def test_a_link_inside_the_input_folder_is_listed_and_read(inputs, load):
+    os.symlink(inputs / "tales" / "Fox.TXT", inputs / "same.txt")
+    assert listed(load) == ["same.txt", "tales/Fox.TXT", "two.json"]
+    assert load.OneStoryLoad.execute("same.txt", 0).result[1] == "same"
 
 
 def test_load(inputs, load, caplog):
@@ -476,23 +608,113 @@ def test_load(inputs, load, caplog):
     assert load.OneStoryLoad.execute("two.json", 1).result[1:] == ("two 1", 2)
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["none.txt", "link.txt", "linked/secret.txt", "../outside/secret.txt", "broken.txt", "picture.png", "", "a\0.txt"],
-)
-def test_only_listed_files_are_opened(inputs, load, name):
+def test_a_file_is_parsed_once_until_it_changes(inputs, load, validate, parsed):
+    for index in (0, 1):
+        assert validate("two.json", index) is True
+        load.OneStoryLoad.fingerprint_inputs("two.json", index)
+        assert load.OneStoryLoad.execute("two.json", index).result[2] == 2
+    assert parsed == ["two.json"]
+    write(inputs, "two.json", EXAMPLES + "\n")
+    assert validate("two.json", 1) is True
+    load.OneStoryLoad.execute("two.json", 1)
+    assert parsed == ["two.json"] * 2
+
+
+def test_the_server_goes_on_while_a_file_is_parsed(inputs, load, monkeypatch):
+    """ComfyUI validates on its event loop: what else runs there gets its turn before the parsing ends."""
+    others_ran = threading.Event()
+
+    def read(path):
+        assert others_ran.wait(10)
+        return read_stories(path)
+
+    async def others():
+        others_ran.set()
+
+    async def server():
+        return (await asyncio.gather(load.OneStoryLoad.validate_inputs("two.json", 0), others()))[0]
+
+    monkeypatch.setattr(load, "read_stories", read)
+    assert asyncio.run(server()) is True
+
+
+def test_one_file_is_read_without_a_look_at_the_others(inputs, load, validate, monkeypatch):
+    def fail(*_):
+        raise AssertionError
+
+    monkeypatch.setattr(os, "walk", fail)
+    monkeypatch.setattr(os, "scandir", fail)
+    assert validate("tales/Fox.TXT", 0) is True
+    load.OneStoryLoad.fingerprint_inputs("tales/Fox.TXT", 0)
+    assert load.OneStoryLoad.execute("tales/Fox.TXT", 0).result[1] == "Fox"
+
+
+UNKNOWN = {
+    "not there": "none.txt",
+    "link out": "link.txt",
+    "folder link out": "linked/secret.txt",
+    "up and out": "../outside/secret.txt",
+    "up and in": "tales/../two.json",
+    "drive": "C:two.json",
+    "drive and root": "C:\\two.json",
+    "backslashes out": "..\\outside\\secret.txt",
+    "broken link": "broken.txt",
+    "link to itself": "loop.txt",
+    "no story's ending": "picture.png",
+    "folder": "tales",
+    "in a file": "two.json/a.txt",
+    "nothing": "",
+    "NUL": "a\0.txt",
+    "too long": "a" * 5000 + ".txt",
+    "no text": 5,
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN.values(), ids=UNKNOWN)
+def test_only_files_in_the_input_folder_are_opened(inputs, load, validate, name, parsed):
     sentence = f"There is no story file “{name}” in ComfyUI's input folder: put it there, or choose another."
-    assert load.OneStoryLoad.validate_inputs(name, 0) == sentence
+    assert validate(name, 0) == sentence
     with pytest.raises(ValueError, match="There is no story file"):
         load.OneStoryLoad.execute(name, 0)
+    load.OneStoryLoad.fingerprint_inputs(name, 0)
+    assert not parsed
 
 
-def test_an_absolute_path_is_refused(inputs, load):
-    assert "There is no story file" in load.OneStoryLoad.validate_inputs(str(inputs.parent / "outside/secret.txt"), 0)
+@pytest.mark.parametrize("name", ["outside/secret.txt", "input/two.json"])
+def test_an_absolute_path_is_refused(inputs, validate, name):
+    assert "There is no story file" in validate(str(inputs.parent / name), 0)
 
 
-def test_validation(inputs, load):
-    validate = load.OneStoryLoad.validate_inputs
+def test_a_file_that_vanishes_is_one_sentence(inputs, load, validate, monkeypatch):
+    assert validate("two.json", 0) is True
+    (inputs / "two.json").unlink()
+    assert load.OneStoryLoad.fingerprint_inputs("two.json", 0) == ""
+    with pytest.raises(ValueError, match="^There is no story file “two.json” in ComfyUI's input folder: [^.]*.$"):
+        load.OneStoryLoad.execute("two.json", 0)
+
+
+def test_a_file_that_vanishes_while_the_folder_is_listed_is_left_out(inputs, load, monkeypatch):
+    walk = os.walk
+
+    def walk_late(*arguments):
+        found = list(walk(*arguments))
+        (inputs / "two.json").unlink(missing_ok=True)
+        return found
+
+    monkeypatch.setattr(os, "walk", walk_late)
+    assert listed(load) == ["tales/Fox.TXT"]
+    write(inputs, "two.json", EXAMPLES)
+    assert load.OneStoryLoad.fingerprint_inputs(None, 0)
+
+
+def test_a_file_that_is_too_large_says_so(inputs, load, validate):
+    write(inputs, "large.txt", "a" * (MAX_BYTES + 1))
+    assert validate("large.txt", 0) == (
+        "“large.txt” is larger than 2 MB: split it into several files, or check that it is a story file."
+    )
+
+
+def test_validation(inputs, validate):
     assert validate("two.json", 1) is True
     assert validate("two.json", 2) == (
         "“two.json” holds 2 stories, so there is no story 2: set index to a number from 0 to 1."
@@ -501,10 +723,10 @@ def test_validation(inputs, load):
     assert validate("bad.yaml", 0) == "“bad.yaml”, line 2 (frame): there is no key “frame” here: write “frames”."
 
 
-def test_links_are_not_validated_before_they_have_run(inputs, load):
-    assert load.OneStoryLoad.validate_inputs(None, None) is True
-    assert load.OneStoryLoad.validate_inputs(None, 5) is True
-    assert load.OneStoryLoad.validate_inputs("two.json", None) is True
+def test_links_are_not_validated_before_they_have_run(inputs, validate):
+    assert validate(None, None) is True
+    assert validate(None, 5) is True
+    assert validate("two.json", None) is True
 
 
 def test_a_changed_file_is_noticed(inputs, load):
@@ -516,9 +738,9 @@ def test_a_changed_file_is_noticed(inputs, load):
     assert fingerprint(None, 0) != linked
 
 
-def test_an_empty_input_folder_says_what_to_do(tmp_path, load, monkeypatch):
+def test_an_empty_input_folder_says_what_to_do(tmp_path, load, validate, monkeypatch):
     monkeypatch.setattr(load.folder_paths, "get_input_directory", lambda: str(tmp_path))
-    (only,) = load.OneStoryLoad.define_schema().inputs[0].options
-    assert load.OneStoryLoad.validate_inputs(only, 0) == (
+    (only,) = listed(load)
+    assert validate(only, 0) == (
         "There is no story file yet: put one (.yaml, .yml, .json, .txt) into ComfyUI's input folder and press R."
     )

@@ -1,5 +1,7 @@
 """Through a real server: what is wrong in a graph comes back as our sentence, and the server goes on."""
 
+import json
+
 import pytest
 from graphs import SVR
 from onestory.tools.client import WorkflowError
@@ -106,6 +108,11 @@ WRONG = {
         "sampler",
         "The latent batch has 2 frames and the story 3: use Story Latent, wired to the same story",
     ),
+    "a story file that is not there": (
+        graph(script=node("OneStoryLoad", file="../none.txt", index=0)),
+        "script",
+        "There is no story file “../none.txt” in ComfyUI's input folder: put it there, or choose another.",
+    ),
     "noise numbers that do not match": (
         graph(**with_inputs("latent", noise_ids="1,2")),
         "latent",
@@ -152,6 +159,20 @@ def test_after_all_of_that_the_server_draws_a_story(server):
     outputs = server.run(graph())
     assert len(outputs["save frames"]["images"]) == 3
     assert len(outputs["save board"]["images"]) == 1
+
+
+def test_a_story_file_is_drawn_and_a_story_that_it_lacks_is_told(server):
+    stories = [{"identity": FOX, "frames": ["reading", "sailing"]}, {"identity": FOX, "frames": FRAMES.split("\n")}]
+    name = server.upload("two.json", json.dumps({"stories": stories}).encode())
+    assert name in server.choices("OneStoryLoad", "file")
+    outputs = server.run(graph(script=node("OneStoryLoad", file=name, index=1)))
+    assert len(outputs["save frames"]["images"]) == 3
+    with pytest.raises(WorkflowError) as error:
+        server.run(graph(script=node("OneStoryLoad", file=name, index=2)))
+    assert (error.value.node_id, error.value.message) == (
+        "script",
+        f"“{name}” holds 2 stories, so there is no story 2: set index to a number from 0 to 1.",
+    )
 
 
 def test_a_hundred_frames_simply_work(server):

@@ -189,8 +189,10 @@ def add_strengths(sheet: Sheet, encoders: Sequence[str], lines: list[Line], shar
             middle = sheet.y + 17
             if len(encoders) > 1:
                 sheet.write(name, left - 12, middle, small, QUIET, 1)
-            together = [geometric_mean(gain[j : j + shared]) for j in range(0, len(gain), shared)]
-            for j, (role, shown) in enumerate(zip(roles[::shared], shade(GAIN, position(np.array(together))))):
+            drawn = gain
+            if shared > 1:
+                drawn = np.array([geometric_mean(gain[j : j + shared]) for j in range(0, len(gain), shared)])
+            for j, (role, shown) in enumerate(zip(roles[::shared], shade(GAIN, position(drawn)))):
                 x = left + j * pitch
                 sheet.fill(x, sheet.y, x + pitch, sheet.y + 5, colour_of(role))
                 sheet.fill(x, sheet.y + 6, x + pitch - min(1, pitch - 1), sheet.y + 22, shown)
@@ -333,7 +335,10 @@ def paint(sheet: Sheet) -> np.ndarray:
     page[:] = as_shown(PAPER)
     for box, colour, radius in sheet.shapes:
         under = region(page, box)
-        under += (as_shown(colour) - under) * rounded(box.right - box.left, box.bottom - box.top, radius)
+        if radius:
+            under += (as_shown(colour) - under) * rounded(box.right - box.left, box.bottom - box.top, radius)
+        else:
+            under[:] = as_shown(colour)
     for left, top, picture in sheet.pictures:
         page[top : top + picture.shape[0], left : left + picture.shape[1]] = as_shown(picture)
     for text, x, baseline, colour, face in sheet.words:

@@ -290,7 +290,7 @@ def clean(text: str) -> str:
     text = DROPPED.sub("", unicodedata.normalize("NFC", text))
     spaced = (" " if c == "\t" or (c != "\u00a0" and unicodedata.category(c) == "Zs") else c for c in text)
     text = re.sub(" +", " ", "".join(spaced)).strip(" ")
-    return text if INVISIBLE.sub("", text) else ""
+    return text if INVISIBLE.sub("", text).strip() else ""
 
 
 def pieces_of(text: str) -> list[tuple[str, str]]:

@@ -1,5 +1,7 @@
+import logging
+
 import torch
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..story.board import CAPTION_POSITIONS, LAYOUTS, draw_board, match_captions
 from ..story.script import Story
@@ -22,7 +24,7 @@ class OneStoryBoard(io.ComfyNode):
                 STORY.Input(
                     "story",
                     tooltip="The story whose captions are set. Several takes of the whole story in one batch repeat "
-                    "them; with any other number of images, captions go as far as they last.",
+                    "them; with any other number of images, the node says so, and further images get no caption.",
                 ),
                 io.Int.Input(
                     "columns",
@@ -87,6 +89,15 @@ class OneStoryBoard(io.ComfyNode):
         gutter: float = 4.0,
         page_width: int = 0,
     ) -> io.NodeOutput:
+        frames = len(story.frames)
+        warning = ""
+        if len(images) % frames:
+            warning = (
+                f"Story Board has {len(images)} {'image' if len(images) == 1 else 'images'} for a story of {frames} "
+                "frames: to draw every frame once or several times, wire the same story into Story Latent and its "
+                "latent into the sampler."
+            )
+            logging.warning("OneStory: %s", warning)
         texts = [frame.caption if captions else "" for frame in story.frames]
         board = draw_board(
             images.to("cpu", torch.float32).numpy(),
@@ -97,4 +108,4 @@ class OneStoryBoard(io.ComfyNode):
             gutter,
             page_width,
         )
-        return io.NodeOutput(torch.from_numpy(board)[None])
+        return io.NodeOutput(torch.from_numpy(board)[None], ui=ui.PreviewText(warning) if warning else None)

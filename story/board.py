@@ -306,7 +306,8 @@ def place(face: Typeface, cell: Cell, picture: Box, below: Box) -> Panel:
         caption, baseline = below, below.top + round(0.5 * face.size)
     lines = []
     for line in cell.lines:
-        x = caption.left + inset if cell.inside else (caption.left + caption.right - line.width) / 2
+        start, end = caption.left + inset, caption.right - inset - line.width
+        x = (end if line.right_to_left else start) if cell.inside else (caption.left + caption.right - line.width) / 2
         lines.append((x, baseline + line.ascent, line))
         baseline += line.ascent + line.descent
     return Panel(picture, caption, cell.inside, tuple(lines))

@@ -5,65 +5,72 @@ from math import ceil
 
 import numpy as np
 
-from .heat import DISTANCE, readable_on, shade
-from .inspect import EDGE, PLAIN_COLOUR, QUIET, WIDTH, Sheet, add_number, add_ramp, paint, shorten
+from .bidi import is_right_to_left
+from .heat import DISTANCE, shade
+from .inspect import (
+    EDGE,
+    NUMBERED,
+    PLAIN_COLOUR,
+    QUIET,
+    WIDTH,
+    Sheet,
+    add_cells,
+    add_number,
+    add_ramp,
+    add_values,
+    paint,
+    pool,
+    shorten,
+)
 from .similarity import mean_pairwise, steps_of
 
 NAMES = 320
 SIDE = 290
 LARGEST_CELL = 84
 MOST_FRAMES = WIDTH - 2 * EDGE - NAMES - SIDE
+"""The heat map's width in pixels: more frames than this share its squares."""
 
 
 def draw_similarity(matrix: np.ndarray, names: Sequence[str]) -> np.ndarray:
-    """Draw similarities [frames, frames] of frames called `names`, "" for none: [height, WIDTH, 3], 0..1.
-
-    Raises `ValueError` for more than `MOST_FRAMES` frames.
-    """
+    """Draw similarities [frames, frames] of frames called `names`, "" for none: [height, WIDTH, 3], 0..1."""
     return paint(lay_out(matrix, names))
 
 
 def lay_out(matrix: np.ndarray, names: Sequence[str]) -> Sheet:
-    n = len(matrix)
-    if n > MOST_FRAMES:
-        raise ValueError(f"The heat map has room for {MOST_FRAMES} frames and these are {n}: compare fewer at a time.")
+    cells, shared = pool(matrix, MOST_FRAMES)
+    n, cell = len(cells), min(LARGEST_CELL, MOST_FRAMES // len(cells))
     sheet = Sheet()
     sheet.y -= 34
-    sheet.heading("Similarity", "of every frame to every other (cosine): the paler, the more alike")
-    cell = min(LARGEST_CELL, MOST_FRAMES // n)
+    means = "" if shared == 1 else f", means of {shared} × {shared} pairs"
+    sheet.heading("Similarity", f"of every frame to every other (cosine){means}: the paler, the more alike")
     left, top = EDGE + NAMES, sheet.y + 20
-    add_names(sheet, names, left, top, cell)
-    add_cells(sheet, matrix, left, top, cell)
+    add_names(sheet, names, left, top, cell, shared)
+    low, high = steps_of(matrix)
+    colours = shade(DISTANCE, (high - cells) / (high - low))
+    if shared == 1:
+        colours[np.diag_indices(n)] = PLAIN_COLOUR
+    add_cells(sheet, left, top, cell, colours)
+    if cell >= NUMBERED:
+        add_values(sheet, left, top, cell, cells, ".2f", colours, sheet.face)
     add_summary(sheet, matrix, left + n * cell + 32, top)
     sheet.y = top + max(n * cell, 190) + EDGE
     return sheet
 
 
-def add_names(sheet: Sheet, names: Sequence[str], left: int, top: int, cell: int) -> None:
-    """Frames' numbers above the columns; numbers and names beside the rows, as many as can be read."""
-    every = ceil(24 / cell)
-    for i in range(0, len(names), every):
+def add_names(sheet: Sheet, names: Sequence[str], left: int, top: int, cell: int, shared: int) -> None:
+    """Frames' numbers above the columns; numbers and names beside the rows, as many as can be read.
+
+    Each square stands for `shared` frames, and shows the name of the first.
+    """
+    every = ceil(max(24, sheet.small.width(str(len(names))) + 6) / cell)
+    for i in range(0, ceil(len(names) / shared), every):
         middle = i * cell + cell // 2
-        sheet.write(str(i + 1), left + middle, top - 10, sheet.small, QUIET, 0.5)
-        right = add_number(sheet, i, EDGE, top + middle)
-        for line in shorten(sheet.face, names[i], left - right - 24):
-            sheet.write(line, right + 10, top + middle + 6, sheet.face)
-
-
-def add_cells(sheet: Sheet, matrix: np.ndarray, left: int, top: int, cell: int) -> None:
-    """A square for each pair of frames, with its number where there is room; a frame's pair with itself stays plain."""
-    low, high = steps_of(matrix)
-    shown = shade(DISTANCE, (high - matrix) / (high - low))
-    gap = 2 if cell >= 24 else min(1, cell - 1)
-    numbers = cell >= 48
-    for i, row in enumerate(matrix):
-        for j, value in enumerate(row):
-            x, y = left + j * cell, top + i * cell
-            colour = PLAIN_COLOUR if i == j else shown[i, j]
-            sheet.fill(x, y, x + cell - gap, y + cell - gap, colour, 4 if numbers else 0)
-            if numbers and i != j:
-                ink = readable_on(colour)
-                sheet.write(f"{value:.2f}", x + (cell - gap) / 2, y + cell // 2 + 5, sheet.face, ink, 0.5)
+        sheet.write(str(i * shared + 1), left + middle, top - 10, sheet.small, QUIET, 0.5)
+        right = add_number(sheet, i * shared, EDGE, top + middle)
+        for line in shorten(sheet.face, names[i * shared], left - right - 24):
+            start, end = right + 10, left - 14
+            rtl = is_right_to_left(line)
+            sheet.write(line, end if rtl else start, top + middle + 6, sheet.face, align=1 if rtl else 0)
 
 
 def add_summary(sheet: Sheet, matrix: np.ndarray, left: int, top: int) -> None:

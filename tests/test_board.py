@@ -1,12 +1,21 @@
+import logging
+import os
+import random
 import re
+import subprocess
+import sys
 from itertools import combinations
+from math import ceil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from onestory.story import bidi, lettering
 from onestory.story.board import INK, LAYOUTS, PAPER, Box, Page, draw_board, lay_out, match_captions
-from onestory.story.lettering import Typeface, clean
+from onestory.story.lettering import FINE, Typeface, clean, clusters
 from onestory.story.script import parse_script
+from PIL import Image, ImageDraw, ImageFont, features
 
 CAPTIONS = [
     "A young red fox finds a lantern in the snow.",
@@ -21,6 +30,8 @@ CAPTIONS = [
     "العربية \ue000 हिन्दी \U0010fffd Ω\u0000\ud800",
     "First line.\nSecond line.",
     "   ",
+    "الفصل 12: الثعلب (كبير) Mia 🦊 中文\nשלום, Mia!",
+    "می\u200cخواهم 👨\u200d👩\u200d👧 Ωμέγα ۱۲/۵",
 ]
 COUNTS = [*range(1, 14), 40, 100]
 
@@ -113,7 +124,7 @@ def test_every_pixel_of_every_frame_is_on_the_page(width, height, factor, layout
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_nothing_is_inked_outside_pictures_borders_and_captions(layout):
-    images = np.broadcast_to(INK, (11, 80, 120, 3))
+    images = np.broadcast_to(INK, (len(CAPTIONS), 80, 120, 3))
     page = lay_out(CAPTIONS, 120, 80, layout)
     board = draw_board(images, CAPTIONS, layout)
     assert board.shape == (page.height, page.width, 3) and board.dtype == np.float32
@@ -223,3 +234,212 @@ def test_the_node_takes_any_dtype_and_returns_one_image():
 def test_the_same_board_twice_is_the_same():
     images = np.random.default_rng(1).random((3, 64, 64, 3), np.float32)
     assert np.array_equal(draw_board(images, captions(3)), draw_board(images, captions(3)))
+
+
+# --- right-to-left scripts, joiners and clusters ----------------------------------------------------------------------
+
+needs_raqm = pytest.mark.skipif(not features.check("raqm"), reason="Pillow finds no FriBiDi here")
+FONTS = Path(lettering.__file__).parent / "fonts"
+ARABIC_FONT = FONTS / "NotoSansArabic-Regular.ttf"
+VISUAL = [
+    ("الفصل 12: الثعلب", [": الثعلب", "12", "الفصل "]),
+    ("الثعلب Mia يقرأ", [" يقرأ", "Mia", "الثعلب "]),
+    ("حديقة (كبيرة) جدا", ["حديقة (كبيرة) جدا"]),
+    ("Mia يقرأ كتاب!", ["Mia ", "يقرأ كتاب", "!"]),
+    ("Mia (الثعلب 12) runs", ["Mia (", "12", "الثعلب ", ") runs"]),
+    ("שלום (Mia), 3 ספרים", [" ספרים", "3", " ", "),", "Mia", "(", "שלום "]),
+    ("ثعلب 🦊中文 Tea", ["中文", " Tea", "🦊", "ثعلب "]),
+]
+
+
+def reference(text: str, size: int, path: Path = ARABIC_FONT) -> np.ndarray:
+    """A whole line in one font as Raqm orders and shapes it by itself, on the same place as `Typeface.mask`."""
+    font = ImageFont.truetype(str(path), size * FINE)
+    direction = "rtl" if bidi.is_right_to_left(text) else "ltr"
+    line = Typeface(size).set_line(text)
+    margin = size // 2
+    image = Image.new("L", ((ceil(line.width) + 2 * margin + 1) * FINE, (line.ascent + line.descent) * FINE))
+    at = (margin * FINE, line.ascent * FINE)
+    ImageDraw.Draw(image).text(at, text, font=font, fill=255, anchor="ls", direction=direction)
+    return np.asarray(image.reduce(FINE), np.float32)[..., None] / 255
+
+
+def differ(a: np.ndarray, b: np.ndarray) -> float:
+    """How much of the ink stands elsewhere, 0 for none; whole letters in other places are more than a tenth."""
+    wide = max(a.shape[1], b.shape[1])
+    a, b = (np.pad(x, [(0, 0), (0, wide - x.shape[1]), *[(0, 0)] * (x.ndim - 2)]) for x in (a, b))
+    return float(np.abs(a - b).sum() / b.sum())
+
+
+def blank(count: int = 1) -> torch.Tensor:
+    return torch.ones(count, 64, 256, 3)
+
+
+@needs_raqm
+@pytest.mark.parametrize(
+    "text", ["الفصل 12: الثعلب", "حديقة (كبيرة) جدا", "می\u200cخواهم، ۱۲ تا!", "وہ کتاب پڑھ رہی ہے۔ (3-4)"]
+)
+@pytest.mark.parametrize("position", ["below", "inside"])
+def test_the_board_shows_a_right_to_left_caption_as_raqm_draws_it(text, position):
+    from onestory.nodes.board import OneStoryBoard
+
+    (page,) = OneStoryBoard.execute(blank(), parse_script("a fox", f"reads # {text}"), 0, True, "grid", position).result
+    layout = lay_out([text], 256, 64, caption_position=position)
+    [(x, baseline, line)] = layout.panels[0].lines
+    size = layout.face.size
+    wanted = reference(text, size)
+    left, top = int(x) - size // 2, baseline - line.ascent
+    drawn = page[0, top : top + wanted.shape[0], left : left + wanted.shape[1]].numpy()
+    paper = drawn.max()
+    found = np.where(drawn < paper - 0.05, (paper - drawn) / (paper - INK.min()), 0).max(2)
+    shifted = [np.roll(wanted[..., 0], step, 1) for step in (0, 1)]
+    # The baseline may start between two pixels: what stands between them is the mean of both.
+    assert differ(found, (1 - x % 1) * shifted[0] + x % 1 * shifted[1]) < 0.35
+    backwards = wanted[:, ::-1, 0]
+    assert differ(found, backwards) > 0.8
+
+
+@needs_raqm
+@pytest.mark.parametrize("text, runs", VISUAL)
+def test_mixed_lines_read_in_their_order(text, runs):
+    """The runs from left to right as they are seen; the letters within each are Raqm's to order."""
+    face = Typeface(20)
+    face.untried = []
+    assert [run.text for run in face.runs(text, bidi.is_right_to_left(text))] == runs
+
+
+@needs_raqm
+def test_any_line_of_one_font_is_as_raqm_draws_it_whole():
+    """Random lines of Arabic letters, both kinds of digits, brackets, separators and marks of direction."""
+    rng = random.Random(5)
+    face, letters = Typeface(20), "ابتثج  س 12 34 ٣٤ ۵۶ ()[]{} +-/.,:%! \u200e\u200f"
+    face.fonts = [face.load(str(ARABIC_FONT))]
+    for _ in range(150):
+        text = clean("ا" * rng.randint(0, 1) + "".join(rng.choices(letters, k=rng.randint(3, 14))))
+        if not text or not re.search(r"[^\u200e\u200f]", text):
+            continue
+        line = face.set_line(text)
+        direction = "rtl" if line.right_to_left else "ltr"
+        whole = face.fonts[0].getlength(text, direction=direction) / FINE
+        assert line.width == pytest.approx(whole, abs=1), text
+        assert differ(face.mask(line), reference(text, 20)) < 0.1, text
+
+
+@needs_raqm
+def test_a_joiner_keeps_letters_apart_as_the_font_draws_it():
+    face = Typeface(30)
+    apart, together = (face.mask(face.set_line(clean(text))) for text in ("می\u200cخواهم", "میخواهم"))
+    assert apart.shape != together.shape or differ(apart, together) > 0.1
+    assert differ(apart, reference("می\u200cخواهم", 30)) < 1e-6
+
+
+@needs_raqm
+@pytest.mark.parametrize(
+    "sequence",
+    ["👨\u200d👩\u200d👧", "👩🏽\u200d🚀", "👍🏽", "1\ufe0f\u20e3", "🇩🇪", "👩\u200d❤\ufe0f\u200d👨", "🏴\u200d☠\ufe0f"],
+)
+def test_a_sequence_of_emoji_is_one_picture(sequence):
+    face = Typeface(20)
+    assert face.set_line(clean(sequence)).width == pytest.approx(face.set_line("🦊").width, rel=0.3)
+    assert len(face.runs(clean(sequence))) == 1
+
+
+def test_no_line_begins_within_a_cluster():
+    text = "👨\u200d👩\u200d👧👩🏽\u200d🚀🇩🇪🇫🇷 שָׁלוֹם می\u200cخواهم क्षत्रिय กำลังน้ำ e\u0301\u0323a\u0301 1\ufe0f\u20e3"
+    whole = clusters(clean(text).replace(" ", ""))
+    for width in range(1, 200, 7):
+        lines = [line.text.replace(" ", "") for line in Typeface(15).set_text(text, width)]
+        assert [cluster for line in lines for cluster in clusters(line)] == whole
+
+
+def test_a_paragraphs_direction_is_that_of_its_first_letter_on_all_its_lines():
+    lines = Typeface(15).set_text("12. الثعلب ABC DEF GHI JKL MNO PQR\nMia الثعلب يقرأ كتابا", 100)
+    assert len(lines) > 3
+    first_latin = next(j for j, line in enumerate(lines) if line.text.startswith("Mia"))
+    assert all(line.right_to_left == (j < first_latin) for j, line in enumerate(lines))
+
+
+def test_right_to_left_lines_end_at_the_right_edge_of_their_box():
+    page = lay_out(
+        ["الثعلب يقرأ كتابا كبيرا جدا عن المصباح والغابة المظلمة\nA fox"], 300, 200, caption_position="inside"
+    )
+    (panel,) = page.panels
+    inset = round(0.5 * page.face.size)
+    *arabic, latin = panel.lines
+    assert panel.inside and len(arabic) > 1
+    for x, _, line in arabic:
+        assert x + line.width == pytest.approx(panel.caption.right - inset)
+    assert latin[0] == panel.caption.left + inset
+
+
+@pytest.mark.parametrize(
+    "text", [text for text, _ in VISUAL] + CAPTIONS[:8] + ["می\u200cخواهم", "👨\u200d👩\u200d👧 x"]
+)
+def test_a_lines_width_is_that_of_its_ink(text):
+    face = Typeface(20)
+    for paragraph in clean(text).splitlines():
+        line = face.set_line(paragraph)
+        columns = np.flatnonzero(face.mask(line)[..., 0].any(0))
+        assert columns[0] >= 10 - 3 and columns[-1] <= 10 + line.width + 3
+        assert columns[-1] - columns[0] > line.width - 20  # a full stop may stand in a wide square
+
+
+def test_nothing_invisible_is_drawn_or_takes_room():
+    face = Typeface(20)
+    for text in ("\u200d", "\u200b\ufeff\u00ad", "\u200e \u200f", "\ufe0f", "\u2067\u2069", ""):
+        assert clean(text) == "" and face.set_text(text, 100) == ()
+    plain = face.set_line("fox").width
+    for text in ("f\u200dox", "\u200efox\u200f", "\ufefffox", "fo\ufe0fx", "f\u00adox"):
+        assert face.set_line(clean(text)).width == pytest.approx(plain, abs=0.5)
+
+
+WITHOUT_FRIBIDI = """
+import sys, types
+sys.modules["onestory"] = types.ModuleType("onestory")
+sys.modules["onestory"].__path__ = [sys.argv[1]]
+import numpy as np
+from PIL import features
+from onestory.story.board import draw_board
+assert not features.check("raqm")
+np.save(sys.argv[2], draw_board(np.ones((1, 64, 256, 3), np.float32), [sys.argv[3]]))
+"""
+
+
+@needs_raqm
+@pytest.mark.skipif(sys.platform != "linux", reason="hides FriBiDi by LD_LIBRARY_PATH")
+@pytest.mark.parametrize("text, warnings", [("الثعلب Mia (12) می\u200cخواهم", 1), ("A fox, 12", 0)])
+def test_without_fribidi_captions_look_the_same_and_one_warning_says_so(text, warnings, tmp_path):
+    for name in ("libfribidi.so", "libfribidi.so.0", "libfribidi.so.1"):
+        (tmp_path / name).write_text("no library")
+    root = Path(lettering.__file__).parents[1]
+    command = [sys.executable, "-c", WITHOUT_FRIBIDI, str(root), str(tmp_path / "board.npy"), text]
+    env = os.environ | {"LD_LIBRARY_PATH": str(tmp_path), "PYTHONUTF8": "1"}
+    done = subprocess.run(command, env=env, check=True, capture_output=True, text=True)
+    assert done.stderr.count("install FriBiDi") == warnings == len(done.stderr.splitlines())
+    board, wanted = np.load(tmp_path / "board.npy"), draw_board(np.ones((1, 64, 256, 3), np.float32), [text])
+    assert board.shape == wanted.shape
+    # Columns of ink, a little blurred: without Raqm there is no kerning.
+    a, b = (np.convolve(1 - page[80:].mean((0, 2)), np.ones(9), "same") for page in (board, wanted))
+    assert np.abs(a - b).sum() < 0.15 * np.abs(b - b.min()).sum()
+
+
+@pytest.mark.parametrize(
+    "images, frames, said",
+    [(1, 3, "1 image for a story of 3 frames"), (4, 3, "4 images for a story of 3 frames"), (2, 3, "2 images")]
+    + [(3, 3, ""), (6, 3, ""), (1, 1, ""), (5, 1, "")],
+)
+@pytest.mark.parametrize("shown", [True, False])
+def test_the_node_says_when_images_and_frames_do_not_match(images, frames, said, shown, caplog):
+    from onestory.nodes.board import OneStoryBoard
+
+    story = parse_script("a fox", "\n".join(["reads"] * frames))
+    with caplog.at_level(logging.WARNING):
+        output = OneStoryBoard.execute(torch.rand(images, 64, 64, 3), story, 0, shown)
+    assert output.result[0].shape[0] == 1
+    warnings = [record.getMessage() for record in caplog.records]
+    if said:
+        (text,) = output.ui.as_dict()["text"]
+        assert said in text and "Story Latent" in text
+        assert warnings == [f"OneStory: {text}"]
+    else:
+        assert output.ui is None and warnings == []

@@ -9,7 +9,19 @@ from graphs import positive, split, story
 from onestory.nodes.inspect import OneStoryInspect
 from onestory.nodes.prompt import OneStoryPrompt
 from onestory.nodes.reweight import OneStoryNaiveReweight
-from onestory.story.inspect import EOT, IDENTITY, SOT, STRONGEST, WIDTH, Line, Part, as_factor, draw_story, lay_out
+from onestory.story.inspect import (
+    EOT,
+    IDENTITY,
+    MOST_LISTED,
+    SOT,
+    STRONGEST,
+    WIDTH,
+    Line,
+    Part,
+    as_factor,
+    draw_story,
+    lay_out,
+)
 from onestory.story.inspect import colour_of as colour
 from onestory.svr.inspect import distances, gains, lines_of, parts_of, roles, token_norms, token_texts
 from onestory.svr.record import KEY, NORMS, Span, Spans
@@ -157,7 +169,40 @@ def test_every_frame_is_on_the_page_and_nothing_beyond_its_edges(frames, window,
         assert f"Frame {n + 1}" in texts and str(n + 1) in texts
     assert all(0 <= b.left < b.right <= WIDTH and 0 <= b.top < b.bottom <= page.y for b, _, _ in page.shapes)
     assert all(0 <= w.x <= w.x + w.text.width <= WIDTH and w.baseline + w.text.descent <= page.y for w in page.words)
+    assert all(left + p.shape[1] <= WIDTH and top + p.shape[0] <= page.y for left, top, p in page.pictures)
     assert ("Distance" in texts) == (frames > 1)
+    assert any("means of 2 × 2 pairs" in text for text in texts) == (frames > 746)
+
+
+def test_thousands_of_frames_are_one_picture_of_bounded_height():
+    sheets = []
+    for frames in (MOST_LISTED, 3000):
+        parts = [Part(n, ("a ",), ("",)) for n in range(frames)]
+        lines = [Line(n, ((SOT, n, EOT),), np.ones((1, 3))) for n in range(frames)]
+        sheets.append(lay_out(parts, ["CLIP-L"], lines, np.zeros((frames, frames))))
+    assert sheets[0].y == pytest.approx(sheets[1].y, abs=200)
+    texts = [word.text.text for word in sheets[1].words]
+    assert any("3000 frames · the first 800 are listed" in text for text in texts)
+    assert "Frame 800" in texts and "Frame 801" not in texts and "2801" in texts
+
+
+@pytest.mark.parametrize("tokens, columns", [(393, 393), (394, 394), (462, 462), (850, 850), (924, 462), (4000, 800)])
+def test_prompts_of_very_many_tokens_share_columns(tokens, columns):
+    line = Line(0, ((SOT, *[0] * (tokens - 2), EOT),) * 3, np.full((3, tokens), 2.0))
+    page = lay_out([], ["A", "B", "C"], [line], np.zeros((1, 1)))
+    bands = [box for box, _, _ in page.shapes if box.bottom - box.top == 5]
+    assert len(bands) == 3 * columns and all(box.right <= WIDTH - 200 for box in bands)
+    assert any("tokens together" in word.text.text for word in page.words) == (columns < tokens)
+    assert draw_story([], ["A", "B", "C"], [line], np.zeros((1, 1))).shape == (page.y, WIDTH, 3)
+
+
+@pytest.mark.parametrize("frames", [374, 747])
+def test_the_node_draws_very_long_stories(frames, tmp_path, monkeypatch):
+    monkeypatch.setattr("folder_paths.get_temp_directory", lambda: str(tmp_path))
+    record, embeds, norms = annotated([1] * frames, width=1)
+    (image,) = OneStoryInspect.execute([[embeds, {KEY: record, NORMS: norms}]]).result
+    assert image.shape[0] == 1 and image.shape[2:] == (WIDTH, 3)
+    assert image.min() >= 0 and image.max() <= 1 and image[:, -746:].std() > 0.01
 
 
 def test_chips_and_bands_have_their_parts_colour():

@@ -8,8 +8,8 @@ import torch
 import vision
 from graphs import random, story
 from onestory.nodes.metrics import OneStoryMetrics, embed, subjects
-from onestory.story.inspect import WIDTH
-from onestory.story.similarity import cut_out, describe, mean_pairwise, similarities, steps_of
+from onestory.story.inspect import WIDTH, pool
+from onestory.story.similarity import MOST_PAIRS, cut_out, describe, mean_pairwise, similarities, steps_of
 from onestory.story.similarity_sheet import MOST_FRAMES, draw_similarity, lay_out
 from PIL import Image
 
@@ -189,14 +189,43 @@ def test_the_node_shows_heat_map_text_and_number(clip, images, tmp_path):
     assert output.ui["text"] == (text,) and output.ui["similarity"] == (similarity,)
 
 
-@pytest.mark.parametrize("frames", [2, 3, 12, 40, 120])
+@pytest.mark.parametrize("frames", [2, 3, 12, 40, 120, 374, MOST_FRAMES + 1, 2000])
 def test_everything_stays_on_the_page(frames):
     matrix = similarities(random([frames, 8]).numpy())
     names = ["A very long caption that has to be shortened to fit beside its row, in any case at all"] * frames
     page = lay_out(matrix, names)
     assert all(0 <= b.left < b.right <= WIDTH and 0 <= b.top < b.bottom <= page.y for b, _, _ in page.shapes)
     assert all(0 <= w.x <= w.x + w.text.width <= WIDTH and w.baseline + w.text.descent <= page.y for w in page.words)
+    assert all(left + p.shape[1] <= WIDTH and top + p.shape[0] <= page.y for left, top, p in page.pictures)
     assert draw_similarity(matrix, names).shape == (page.y, WIDTH, 3)
+    said = [word.text.text for word in page.words if "means of" in word.text.text]
+    assert bool(said) == (frames > MOST_FRAMES)
+
+
+def test_frames_that_share_a_square_show_the_mean_of_their_pairs():
+    matrix = np.array([[1, 0.9, 0.5, 0.3, 0], [0.9, 1, 0.1, 0.1, 0.2], [0.5, 0.1, 1, 0.7, 0], [0.3, 0.1, 0.7, 1, 0]])
+    matrix = np.vstack([matrix, [0, 0.2, 0, 0, 1]])
+    cells, shared = pool(matrix, 3)
+    assert shared == 2
+    np.testing.assert_allclose(cells, [[0.9, 0.25, 0.1], [0.25, 0.7, 0], [0.1, 0, 1]], atol=1e-12)
+    assert pool(matrix, 5)[1] == 1
+
+
+def test_right_to_left_names_end_at_the_heat_map():
+    matrix = np.array([[1, 0.9], [0.9, 1]])
+    words = {word.text.text: word for word in lay_out(matrix, ["الثعلب", "a fox"]).words}
+    arabic, latin = words["الثعلب"], words["a fox"]
+    assert latin.x < arabic.x and arabic.x + arabic.text.width == pytest.approx(360 - 14)
+
+
+def test_the_text_of_very_many_pairs_leaves_out_the_middle():
+    n = 700
+    matrix = similarities(random([n, 8]).numpy())
+    lines = describe(matrix, [""] * n).splitlines()
+    assert len(lines) == MOST_PAIRS + 2
+    assert lines[1 + MOST_PAIRS // 2] == f"… {n * (n - 1) // 2 - MOST_PAIRS} pairs between"
+    values = [float(line.split()[-1]) for line in lines[1:] if line[0] != "…"]
+    assert values == sorted(values, reverse=True)
 
 
 def test_more_alike_is_paler_and_a_frames_pair_with_itself_stays_plain():
@@ -245,12 +274,6 @@ def test_a_model_without_one_vector_for_a_picture_is_an_error(images):
 def test_a_checkpoint_without_a_vision_model_is_an_error(images):
     with pytest.raises(ValueError, match="clip_vision input is empty: .* Load CLIP Vision"):
         run(images, None)
-
-
-def test_more_frames_than_the_page_has_room_for_are_an_error():
-    n = MOST_FRAMES + 1
-    with pytest.raises(ValueError, match=f"room for {MOST_FRAMES} frames and these are {n}"):
-        draw_similarity(np.ones((n, n)), [""] * n)
 
 
 # --- with ComfyUI's own loader ----------------------------------------------------------------------------------------

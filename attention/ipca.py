@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..svr.record import Record, Row, Span
+from ..story.parts import EOT, IDENTITY, SOT
+from ..svr.record import Record, Row
 from .blocks import Blocks
 from .method import Batch, Call, Kind, Layer, Next, Report
 from .schedule import Place, seeded
@@ -62,8 +63,6 @@ class Biases:
         self.shared = None if ipca.dropout else self.draw()
 
     def attend(self, call: Call, next: Next) -> Tensor:
-        if call.text is None:
-            return next(call)
         bias = self.draw(call.q.shape[-2], call.layer) if self.shared is None else self.shared
         bias = bias[call.rows.start : call.rows.stop].to(call.q)
         return biased_attention(call.attention_by(next), call.q, call.k, call.v, call.heads, bias, **call.options)
@@ -81,7 +80,7 @@ class Biases:
             record, own = placement
             made: dict[Any, Tensor] = {}
             for i, row in enumerate(record.rows, start):
-                at = i if ipca.dropout else (identity_span(row), eot_span(row))
+                at = i if ipca.dropout else row.spans
                 if at not in made:
                     made[at] = identity_bias(
                         row,
@@ -117,31 +116,21 @@ def identity_bias(
     zeros that all of them together are is the last of [1, tokens + 1]. With `dropout`, each query loses each duplicate
     with that probability, drawn from `generator`.
     """
-    identity, eot = identity_span(row), eot_span(row)
+    parts = (SOT, IDENTITY, EOT) if variant == "paper" else (SOT, IDENTITY)
+    kept = [span for part in parts for span in record.columns(row, part)]
     bias = torch.zeros(1, own_tokens)
-    bias[:, 0] = math.log1p(strength)
-    bias[:, slice(*identity)] = math.log1p(strength)
-    if variant == "paper":
-        bias[:, slice(*eot)] = math.log1p(strength)
+    for span in kept:
+        bias[:, slice(*span)] = math.log1p(strength)
     if dropout:
         bias = bias * (torch.rand(queries, own_tokens, generator=generator) >= dropout)
     bias = bias.repeat(1, repeats)
     if variant == "paper":
-        frames = record.tokens - 1 - (identity.stop - identity.start) - (eot.stop - eot.start)
+        frames = record.tokens - sum(stop - start for start, stop in kept)
         zeros = torch.full((1, 1), float(frames))
         if dropout:
             zeros = (torch.rand(queries, frames, generator=generator) >= dropout).sum(1, keepdim=True)
         bias = torch.cat([bias, torch.log(strength * repeats * zeros)], dim=1)
     return bias
-
-
-def identity_span(row: Row) -> Span:
-    """Where all text encoders of the row agree that the identity stands."""
-    return Span(max(s.identity.start for s in row.spans), min(s.identity.stop for s in row.spans))
-
-
-def eot_span(row: Row) -> Span:
-    return Span(max(s.eot.start for s in row.spans), min(s.eot.stop for s in row.spans))
 
 
 def biased_attention(

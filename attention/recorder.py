@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..svr.record import Record, Row, Span
+from ..story.parts import IDENTITY
+from ..svr.record import Record, Span
 from .blocks import Blocks
-from .ipca import identity_span
 from .method import Batch, Call, Kind, Next, Report
 from .schedule import Place
 
@@ -103,13 +103,13 @@ class Watch:
         for start, stop, placement in batch.chunks:
             if placement is not None:
                 record, own = placement
-                columns = identity_columns(record.rows, own, batch.tokens // own).to(batch.device, batch.dtype)
+                columns = identity_columns(record, own, batch.tokens // own).to(batch.device, batch.dtype)
                 self.chunks.append((Span(start, stop), record, columns))
 
     def attend(self, call: Call, next: Next) -> Tensor:
         size = self.layer_size(call.q.shape[-2])
         another_watches = call.attention is call.unpatched
-        if call.text is not None and size is not None and not another_watches:
+        if size is not None and not another_watches:
             for rows, record, columns in self.chunks:
                 self.recording.add(record, self.mass(call, next, rows, columns).unflatten(1, size))
         return next(call)
@@ -146,11 +146,12 @@ def resize(maps: Tensor, height: int, width: int) -> Tensor:
     return F.interpolate(maps[:, None], (height, width), mode="bilinear")[:, 0]
 
 
-def identity_columns(rows: Sequence[Row], own_tokens: int, repeats: int = 1) -> Tensor:
+def identity_columns(record: Record, own_tokens: int, repeats: int = 1) -> Tensor:
     """1 where a row's identity stands, SOT excluded, else 0: [rows, own_tokens * repeats]."""
-    columns = torch.zeros(len(rows), own_tokens)
-    for i, row in enumerate(rows):
-        columns[i, slice(*identity_span(row))] = 1
+    columns = torch.zeros(len(record.rows), own_tokens)
+    for i, row in enumerate(record.rows):
+        for span in record.columns(row, IDENTITY):
+            columns[i, slice(*span)] = 1
     return columns.repeat(1, repeats)
 
 

@@ -81,7 +81,10 @@ def outer_sample(
     guider = executor.class_obj
     options = guider.model_options
     entries = positive(guider.conds)
-    records = [c[KEY] for _, c in entries if KEY in c]
+    records = [c[KEY].record for _, c in entries if KEY in c]
+    for _, c in entries:
+        if KEY in c:
+            c[KEY].record.check(c["cross_attn"], "The sampler")
     for record in records:
         if noise.shape[0] != len(record.rows) and "context_handler" not in options:
             raise ValueError(wrong_batch(noise.shape[0], len(record.rows)))
@@ -145,7 +148,8 @@ def place_stories(conds: dict[str, list[dict[str, Any]]], timestep: Tensor) -> d
         early = "timestep_start" in c and timestep[0] > c["timestep_start"]
         late = "timestep_end" in c and timestep[0] < c["timestep_end"]
         if KEY in owner and not early and not late:
-            stories[c["uuid"]] = Placement(owner[KEY], owner["cross_attn"].shape[1])
+            record = owner[KEY].record
+            stories[c["uuid"]] = Placement(record, owner["cross_attn"].shape[1] // record.interleaved)
     return stories
 
 
@@ -188,7 +192,9 @@ def batch_of(step: Step, uuids: list[Any], x: Tensor, context: Tensor, model: An
             f"{rows} pictures are drawn at a time for the story's {len(step.frames)} frames, so that they can't be "
             "kept consistent: a tiled sampler has to take one tile at a time (its tile batch size is 1)."
         )
-    tokens, size = context.shape[1], size_of(x)
+    # Interleaved tokens are keys and values by turns: a layer sees as many keys as there are pairs.
+    interleaved = max((story.record.interleaved for story in step.stories.values()), default=1)
+    tokens, size = context.shape[1] // interleaved, size_of(x)
     chunks = tuple(
         Chunk(i * rows, (i + 1) * rows, fitting(step.stories.get(uuid), rows, tokens)) for i, uuid in enumerate(uuids)
     )

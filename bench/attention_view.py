@@ -43,7 +43,7 @@ from comfy.sd1_clip import SD1Tokenizer  # noqa: E402
 from onestory.nodes.attention_view import OneStoryAttentionRecorder  # noqa: E402
 from onestory.story.script import parse_script  # noqa: E402
 from onestory.svr.consolidate import consolidate  # noqa: E402
-from onestory.svr.record import KEY  # noqa: E402
+from onestory.svr.record import KEY, Attached  # noqa: E402
 from onestory.tools.random_checkpoint import UNET, random_weights  # noqa: E402
 
 SD15 = {
@@ -64,7 +64,7 @@ def main() -> None:
     story = parse_script("a young red fox with a blue scarf", "\n".join(["reading a book"] * given.frames))
     _, _, record = consolidate(story, tokenize, ("l",))
     embeds = torch.randn(given.frames, 77, 768)
-    conditioning, negative = [[embeds, {KEY: record}]], [[torch.randn(1, 77, 768), {}]]
+    conditioning, negative = [[embeds, {KEY: Attached.to(embeds, record)}]], [[torch.randn(1, 77, 768), {}]]
     latent = torch.zeros(given.frames, 4, given.side // 8, given.side // 8)
     noise = torch.randn(latent.shape)
 

@@ -6,7 +6,7 @@ from comfy_api.latest import io, ui
 from ..story.inspect import draw_story
 from ..svr.consolidate import NAMES
 from ..svr.inspect import distances, lines_of, parts_of
-from ..svr.record import KEY, NORMS
+from ..svr.record import KEY
 from .types import CATEGORY
 
 
@@ -42,10 +42,10 @@ class OneStoryInspect(io.ComfyNode):
                 "SVR or Naive Reweighting."
             )
         embeds, options = found
-        record = options[KEY]
+        record, norms = options[KEY]
         record.check(embeds, "Inspect Story")
         encoders = [NAMES[encoder.name] for encoder in record.encoders]
-        lines = lines_of(embeds, record, options[NORMS])
+        lines = lines_of(embeds, record, norms)
         page = draw_story(parts_of(record), encoders, lines, distances(embeds).numpy())
         image = torch.from_numpy(page)[None]
         return io.NodeOutput(image, ui=ui.PreviewImage(image, cls=cls))

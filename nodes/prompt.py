@@ -12,8 +12,8 @@ from comfy_api.latest import io
 
 from ..story.script import Story
 from ..svr.consolidate import NAMES, Prompt, consolidate
-from ..svr.inspect import token_norms, token_texts
-from ..svr.record import KEY, NORMS, Record, pairs_up
+from ..svr.inspect import token_texts
+from ..svr.record import KEY, Attached, Record, pairs_up
 from .types import CATEGORY, STORY
 
 ENCODERS: dict[type, tuple[str, ...]] = {
@@ -105,7 +105,7 @@ class OneStoryPrompt(io.ComfyNode):
             pooled_output = torch.cat(rows)
             if pooled == "zero":
                 pooled_output = torch.zeros_like(pooled_output)
-            added = {"pooled_output": pooled_output, KEY: record, NORMS: token_norms(embeds, record)}
+            added = {"pooled_output": pooled_output, KEY: Attached.to(embeds, record)}
             conditioning.append([embeds, {**options, **added}])
         return io.NodeOutput(conditioning)
 

@@ -139,9 +139,9 @@ def reweight_stories(
         raise ValueError(f"{node} found no story in its conditioning: wire the input `conditioning` from Story Prompt.")
     for embeds, options in conditioning:
         if KEY in options:
-            check(embeds, options[KEY], node)
+            check(embeds, options[KEY].record, node)
     return [
-        [reweight(embeds, options[KEY]), options.copy()] if KEY in options else [embeds, options]
+        [reweight(embeds, options[KEY].record), options.copy()] if KEY in options else [embeds, options]
         for embeds, options in conditioning
     ]
 

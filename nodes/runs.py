@@ -78,7 +78,7 @@ class OneStorySplit(io.ComfyNode):
         negative: list[list[Any]] | None = None,
     ) -> io.NodeOutput:
         frames = latent["samples"].shape[0]
-        record = next((options[KEY] for _, options in conditioning if KEY in options), None)
+        record = next((options[KEY].record for _, options in conditioning if KEY in options), None)
         if record:
             check_whole(record, frames)
         check_latent(latent)

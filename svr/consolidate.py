@@ -64,11 +64,11 @@ def consolidate(
     start = 0
     layout = []
     for name in encoders:
-        layout.append(Encoder(name, Span(start, start + WIDTHS[name])))
+        layout.append(Encoder(name, Span(0, length), Span(start, start + WIDTHS[name])))
         start += WIDTHS[name]
     rows = tuple(Row(j, prompts[p].window, prompts[p].spans) for j, p in enumerate(chosen))
     characters = tuple(frame.characters for frame in story.frames)
-    return prompts, chosen, Record(len(story.frames), tuple(layout), length, rows, characters)
+    return prompts, chosen, Record(len(story.frames), tuple(layout), rows, characters)
 
 
 def tokenize_piece(tokenize: Tokenize, text: str, encoders: tuple[str, ...]) -> Piece:

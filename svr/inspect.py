@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ..story.inspect import EOT, IDENTITY, SOT, Line, Part
-from .record import Record, Spans
+from ..story.inspect import Line, Part
+from ..story.parts import EOT, IDENTITY, SOT
+from .record import Record, Row, token_norms
 
 EMBEDDING = "⟨embedding⟩ "
 
@@ -33,15 +34,6 @@ def token_texts(tokens: Sequence[int | None], entry: Callable[[int], str]) -> tu
     return tuple(texts)
 
 
-def token_norms(embeds: Tensor, record: Record) -> Tensor:
-    """The length of every token's vector in every encoder: [rows, encoders, tokens], of [rows, tokens, channels].
-
-    Of interleaved tokens, the keys'.
-    """
-    own = record.token_sets(embeds)[0].double()
-    return torch.stack([own[:, :, slice(*encoder.channels)].norm(dim=-1) for encoder in record.encoders], dim=1)
-
-
 def gains(embeds: Tensor, record: Record, norms: Tensor) -> Tensor:
     """By how much every token's vector has grown since it had these `norms`: [rows, encoders, tokens], as they are."""
     return token_norms(embeds, record).cpu() / norms.cpu()
@@ -55,17 +47,19 @@ def distances(embeds: Tensor) -> Tensor:
 
 def lines_of(embeds: Tensor, record: Record, norms: Tensor) -> list[Line]:
     """For each row its frame and, for each encoder and token, role and gain."""
+    encoders = range(len(record.encoders))
     return [
-        Line(row.frame, tuple(roles(row.window, spans, record.tokens) for spans in row.spans), gain.numpy())
+        Line(row.frame, tuple(roles(row, e, record.tokens) for e in encoders), gain.numpy())
         for row, gain in zip(record.rows, gains(embeds, record, norms))
     ]
 
 
-def roles(window: tuple[int, ...], spans: Spans, tokens: int) -> tuple[int, ...]:
+def roles(row: Row, encoder: int, tokens: int) -> tuple[int, ...]:
     """For each token the number of the frame it belongs to, or SOT, IDENTITY or EOT."""
     found = [SOT] * tokens
-    for role, span in ((IDENTITY, spans.identity), *zip(window, spans.frames), (EOT, spans.eot)):
-        found[slice(*span)] = [role] * (span.stop - span.start)
+    for role in (IDENTITY, *row.window, EOT):
+        start, stop = row.span(role, encoder)
+        found[start:stop] = [role] * (stop - start)
     return tuple(found)
 
 
@@ -78,10 +72,8 @@ def parts_of(record: Record) -> list[Part]:
     for row in record.rows:
         characters = record.characters[row.frame]
         group = parts.setdefault(characters, {})
-        pieces = [(IDENTITY, [spans.identity for spans in row.spans])]
-        pieces += [(frame, [spans.frames[k] for spans in row.spans]) for k, frame in enumerate(row.window)]
-        for role, spans in pieces:
-            texts = [text[slice(*span)] for text, span in zip(row.texts, spans)]
+        for role in (IDENTITY, *row.window):
+            texts = [text[slice(*row.span(role, e))] for e, text in enumerate(row.texts)]
             group.setdefault(role, Part(role, max(texts, key=len), characters))
     groups = [parts[characters] for characters in sorted(parts, key=bool)]
     return [part for group in groups for _, part in sorted(group.items()) if part.tokens]

@@ -2,13 +2,13 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-KEY = "onestory"
-"""The key under which a record travels in a conditioning's dict and in `transformer_options`."""
+from ..story.parts import EOT, IDENTITY, SOT
 
-NORMS = "onestory_norms"
-"""The key of the norms that the tokens had before any reweighting, [rows, encoders, tokens], for Inspect Story."""
+KEY = "onestory"
+"""The key of an `Attached` in a conditioning's dict, and of the run-time's own in `transformer_options`."""
 
 
 class Span(NamedTuple):
@@ -19,7 +19,7 @@ class Span(NamedTuple):
 
 
 class Spans(NamedTuple):
-    """One row's positions in one text encoder. Position 0 is SOT.
+    """One row's positions in one text encoder, counted in the whole embedding.
 
     `frames` has one span per frame prompt, in the order of `Row.window`. `eot` is c_EOT: the EOT token and
     every padding position after it.
@@ -28,6 +28,7 @@ class Spans(NamedTuple):
     identity: Span
     frames: tuple[Span, ...]
     eot: Span
+    sot: Span = Span(0, 1)
 
 
 class Row(NamedTuple):
@@ -46,12 +47,23 @@ class Row(NamedTuple):
         """Where in `window` the frame prompt stands that this row expresses."""
         return self.window.index(self.frame)
 
+    def span(self, part: int, encoder: int) -> Span:
+        """Where one text encoder has a part: SOT, IDENTITY, EOT, or a frame of the window by its number."""
+        spans = self.spans[encoder]
+        named = {SOT: spans.sot, IDENTITY: spans.identity, EOT: spans.eot}
+        return named[part] if part in named else spans.frames[self.window.index(part)]
+
 
 class Encoder(NamedTuple):
-    """One text encoder and the channels of the embedding that are its own."""
+    """One text encoder, and which tokens and channels of the embedding are its own.
+
+    In a causal one a token has read those before it only.
+    """
 
     name: str
+    tokens: Span
     channels: Span
+    causal: bool = True
 
 
 class Record(NamedTuple):
@@ -62,10 +74,13 @@ class Record(NamedTuple):
 
     frames: int
     encoders: tuple[Encoder, ...]
-    tokens: int
     rows: tuple[Row, ...]
     characters: tuple[tuple[str, ...], ...]
     interleaved: int = 1
+
+    @property
+    def tokens(self) -> int:
+        return max(encoder.tokens.stop for encoder in self.encoders)
 
     @property
     def channels(self) -> int:
@@ -74,6 +89,15 @@ class Record(NamedTuple):
     def select(self, rows: list[int]) -> "Record":
         """The record of an embedding that holds only these rows, in this order."""
         return self._replace(rows=tuple(self.rows[i] for i in rows))
+
+    def columns(self, row: Row, part: int) -> tuple[Span, ...]:
+        """Where a row of the embedding has a part, SOT, IDENTITY, EOT or a frame's number: for encoders that share
+        their tokens where all of them have it, and for each such group a span of its own."""
+        groups: dict[Span, list[Span]] = {}
+        for e, encoder in enumerate(self.encoders):
+            groups.setdefault(encoder.tokens, []).append(row.span(part, e))
+        agreed = (Span(max(s.start for s in spans), min(s.stop for s in spans)) for spans in groups.values())
+        return tuple(span for span in agreed if span.start < span.stop)
 
     def token_sets(self, embeds: Tensor) -> list[Tensor]:
         """The record's own tokens in `embeds`, views of [rows, tokens, channels]: one, or the keys and the values."""
@@ -111,6 +135,33 @@ class Record(NamedTuple):
         parts = ((i, encoder) for i in range(len(self.rows)) for encoder in self.encoders)
         i, encoder = next((i, e) for i, e in parts if not finite[i, :, slice(*e.channels)].all())
         return self.rows[i], encoder
+
+
+def token_norms(embeds: Tensor, record: Record) -> Tensor:
+    """The length of every token's vector in every encoder: [rows, encoders, tokens], of [rows, tokens, channels].
+
+    Of interleaved tokens, the keys'.
+    """
+    own = record.token_sets(embeds)[0].double()
+    return torch.stack([own[:, :, slice(*encoder.channels)].norm(dim=-1) for encoder in record.encoders], dim=1)
+
+
+class Attached(NamedTuple):
+    """What a story's conditioning carries under `KEY`: its map, and what is known of the embedding it was made with.
+
+    `norms` are the tokens' before any reweighting, as of `token_norms`.
+    """
+
+    record: Record
+    norms: Tensor
+
+    @classmethod
+    def to(cls, embeds: Tensor, record: Record) -> "Attached":
+        return cls(record, token_norms(embeds, record))
+
+    def select(self, rows: list[int]) -> "Attached":
+        """What belongs to these rows of the embedding, in this order."""
+        return Attached(self.record.select(rows), self.norms[rows])
 
 
 def pairs_up(embeds: Tensor, tokens: int) -> bool:

@@ -27,9 +27,10 @@ def naive_reweight(embeds: Tensor, record: Record, express: float = 2.0, suppres
         for row, C in zip(record.rows, tokens):
             if len(row.window) == 1:
                 continue
-            for encoder, spans in zip(record.encoders, row.spans):
-                for k, span in enumerate(spans.frames):
-                    C[slice(*span), slice(*encoder.channels)] *= express if k == row.expressed else suppress
+            for e, encoder in enumerate(record.encoders):
+                for frame in row.window:
+                    factor = express if frame == row.frame else suppress
+                    C[slice(*row.span(frame, e)), slice(*encoder.channels)] *= factor
     return out
 
 

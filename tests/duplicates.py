@@ -31,7 +31,7 @@ def duplicated(model, *stories, strength=1, blocks=BLOCKS, start=0.0, end=1.0, t
             for conditioning in stories if on and owners[i // (len(context) // len(owners))] == 0 else ():
                 for embeds, options in conditioning:
                     own = embeds.shape[1]
-                    for row, where in zip(embeds, options[KEY].rows):
+                    for row, where in zip(embeds, options[KEY].record.rows):
                         if not extra[i] and len(tokens) % own == 0 and torch.equal(tokens[:own], row.to(tokens)):
                             identity = [0, *range(*where.spans[0].identity)]
                             extra[i] = [r * own + t for r in range(len(tokens) // own) for t in identity] * strength

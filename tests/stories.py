@@ -41,9 +41,9 @@ def record(lengths, width=None, encoders=SD15, identity=6, tokens=77, longer=(0,
         rows.append(Row(j, window, per_encoder))
     named, start = [], 0
     for name, channels in encoders:
-        named.append(Encoder(name, Span(start, start + channels)))
+        named.append(Encoder(name, Span(0, tokens), Span(start, start + channels)))
         start += channels
-    return Record(len(lengths), tuple(named), tokens, tuple(rows), ((),) * len(lengths))
+    return Record(len(lengths), tuple(named), tuple(rows), ((),) * len(lengths))
 
 
 def mixed(*records: Record) -> Record:

@@ -62,7 +62,7 @@ class Onlooker:
     def look(self, module, args, kwargs):
         for x, context in zip(args[0], kwargs["context"]):
             for embeds, options in self.conditioning:
-                for own, row in zip(embeds, options[KEY].rows):
+                for own, row in zip(embeds, options[KEY].record.rows):
                     if torch.equal(context, own.to(context)):
                         self.seen.setdefault(row.frame, []).append(self.mass(module, x, context, row.spans[0].identity))
 

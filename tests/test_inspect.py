@@ -23,8 +23,8 @@ from onestory.story.inspect import (
     lay_out,
 )
 from onestory.story.inspect import colour_of as colour
-from onestory.svr.inspect import distances, gains, lines_of, parts_of, roles, token_norms, token_texts
-from onestory.svr.record import KEY, NORMS, Span, Spans
+from onestory.svr.inspect import distances, gains, lines_of, parts_of, roles, token_texts
+from onestory.svr.record import KEY, Attached, Row, Span, Spans, token_norms
 from onestory.svr.reweight import naive_reweight
 from PIL import Image
 
@@ -62,7 +62,7 @@ def sheet(record, embeds, norms):
 
 def test_parts_are_by_position_where_frames_repeat_the_identitys_words(prompt):
     (_, options), *_ = prompt
-    parts = parts_of(options[KEY])
+    parts = parts_of(options[KEY].record)
     assert [(part.role, "".join(part.tokens).strip()) for part in parts] == [
         (IDENTITY, FOX),
         (0, "a red fox reads"),
@@ -73,20 +73,20 @@ def test_parts_are_by_position_where_frames_repeat_the_identitys_words(prompt):
 
 def test_every_row_keeps_its_texts_when_rows_are_selected(prompt):
     (_, options), *_ = prompt
-    record = options[KEY].select([2, 0])
-    assert [row.texts for row in record.rows] == [options[KEY].rows[i].texts for i in (2, 0)]
-    assert hash(record) != hash(options[KEY])
+    record = options[KEY].record.select([2, 0])
+    assert [row.texts for row in record.rows] == [options[KEY].record.rows[i].texts for i in (2, 0)]
+    assert hash(record) != hash(options[KEY].record)
 
 
 def test_a_frame_that_only_stands_in_other_rows_windows_is_shown_too(prompt):
     (_, options), *_ = prompt
-    assert parts_of(options[KEY].select([1])) == parts_of(options[KEY])
+    assert parts_of(options[KEY].record.select([1])) == parts_of(options[KEY].record)
 
 
 def test_each_identity_stands_before_its_frames_and_frames_without_one_first(sd):
     cast = story("[Mia] a girl\n[Tom] a boy", "[Mia] reads", "rain", "[Tom] and [Mia] run", "[Mia] sits")
     (_, options), *_ = positive(sd.clip, cast, svr=False)
-    assert [(part.role, part.characters) for part in parts_of(options[KEY])] == [
+    assert [(part.role, part.characters) for part in parts_of(options[KEY].record)] == [
         (1, ()),
         (IDENTITY, ("Mia",)),
         (0, ("Mia",)),
@@ -112,7 +112,7 @@ def test_an_embeddings_vectors_are_called_so():
 
 def test_roles_name_every_token():
     spans = Spans(Span(1, 3), (Span(3, 4), Span(4, 6)), Span(6, 8))
-    assert roles((5, 0), spans, 8) == (SOT, IDENTITY, IDENTITY, 5, 0, 0, EOT, EOT)
+    assert roles(Row(5, (5, 0), (spans,)), 0, 8) == (SOT, IDENTITY, IDENTITY, 5, 0, 0, EOT, EOT)
 
 
 # --- gains and distances ----------------------------------------------------------------------------------------------
@@ -120,15 +120,15 @@ def test_roles_name_every_token():
 
 def test_what_the_text_encoder_gave_has_gain_1(prompt):
     (embeds, options), *_ = prompt
-    assert torch.equal(gains(embeds, options[KEY], options[NORMS]), torch.ones(3, 1, 77, dtype=torch.float64))
+    assert torch.equal(gains(embeds, *options[KEY]), torch.ones(3, 1, 77, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("encoders", [stories.SD15, stories.SDXL])
 def test_naive_reweighting_shows_its_own_factors(encoders):
     record, embeds, norms = annotated([3, 1, 4], encoders=encoders, longer=(0, 1))
     for row, line in zip(record.rows, lines_of(naive_reweight(embeds, record, 2.0, 0.5), record, norms)):
-        for spans, shown, gain in zip(row.spans, line.roles, line.gains):
-            assert shown == roles(row.window, spans, record.tokens)
+        for e, (shown, gain) in enumerate(zip(line.roles, line.gains)):
+            assert shown == roles(row, e, record.tokens)
             want = [2.0 if role == row.frame else 0.5 if role >= 0 else 1.0 for role in shown]
             np.testing.assert_allclose(gain, want, rtol=1e-6)
 
@@ -200,7 +200,7 @@ def test_prompts_of_very_many_tokens_share_columns(tokens, columns):
 def test_the_node_draws_very_long_stories(frames, tmp_path, monkeypatch):
     monkeypatch.setattr("folder_paths.get_temp_directory", lambda: str(tmp_path))
     record, embeds, norms = annotated([1] * frames, width=1)
-    (image,) = OneStoryInspect.execute([[embeds, {KEY: record, NORMS: norms}]]).result
+    (image,) = OneStoryInspect.execute([[embeds, {KEY: Attached(record, norms)}]]).result
     assert image.shape[0] == 1 and image.shape[2:] == (WIDTH, 3)
     assert image.min() >= 0 and image.max() <= 1 and image[:, -746:].std() > 0.01
 
@@ -265,7 +265,8 @@ def test_a_run_of_a_split_story_shows_its_frames(prompt, tmp_path, monkeypatch):
     monkeypatch.setattr("folder_paths.get_temp_directory", lambda: str(tmp_path))
     for conditioning, _, _ in split(prompt, {"samples": torch.zeros(3, 4, 8, 8)}, 1, 1):
         [(embeds, options)] = conditioning
-        assert torch.equal(options[NORMS], token_norms(embeds, options[KEY]))
+        record, norms = options[KEY]
+        assert torch.equal(norms, token_norms(embeds, record))
         OneStoryInspect.execute(conditioning)
 
 
@@ -277,8 +278,8 @@ def test_without_a_story_it_says_where_to_wire_it():
 def test_separate_prompts_have_one_frame_a_row(sd):
     conditioning = OneStoryPrompt.execute(sd.clip, story(FOX, *FRAMES[:2]), "separate prompts", 0, "story").result[0]
     (embeds, options), *_ = conditioning
-    assert [{r for r in line.roles[0] if r >= 0} for line in lines_of(embeds, options[KEY], options[NORMS])] == [
+    assert [{r for r in line.roles[0] if r >= 0} for line in lines_of(embeds, *options[KEY])] == [
         {0},
         {1},
     ]
-    assert [part.role for part in parts_of(options[KEY])] == [IDENTITY, 0, 1]
+    assert [part.role for part in parts_of(options[KEY].record)] == [IDENTITY, 0, 1]

@@ -22,8 +22,7 @@ from onestory.nodes.prompt import OneStoryPrompt
 from onestory.nodes.reweight import OneStoryNaiveReweight, OneStorySVR
 from onestory.story.script import parse_script
 from onestory.svr.consolidate import consolidate
-from onestory.svr.inspect import token_norms
-from onestory.svr.record import KEY, NORMS, Span
+from onestory.svr.record import KEY, Span, token_norms
 from reference import naive_reweight, relative_error, singular_value_reweight
 from safetensors.torch import save_file
 
@@ -290,9 +289,9 @@ def test_spans_follow_the_windows_order(tokenizers):
     _, chosen, record = plan(tokenizers["SD1"], ("l",), story)
     assert chosen == [0, 1, 2]
     assert [(row.window, row.expressed, row.spans[0]) for row in record.rows] == [
-        ((0, 1), 0, ((1, 3), ((3, 23), (23, 53)), (53, 77))),
-        ((1, 2), 0, ((1, 3), ((3, 33), (33, 58)), (58, 77))),
-        ((2, 0), 0, ((1, 3), ((3, 28), (28, 48)), (48, 77))),
+        ((0, 1), 0, ((1, 3), ((3, 23), (23, 53)), (53, 77), (0, 1))),
+        ((1, 2), 0, ((1, 3), ((3, 33), (33, 58)), (58, 77), (0, 1))),
+        ((2, 0), 0, ((1, 3), ((3, 28), (28, 48)), (48, 77), (0, 1))),
     ]
 
 
@@ -323,7 +322,7 @@ def test_frames_that_show_the_same_characters_share_their_prompts(tokenizers):
         "a lake",
         "a girl in a red coat and a boy with a girl in a red coat sit",
     ]
-    assert record.rows[2].spans[0] == ((1, 1), ((1, 3),), (3, 77))
+    assert record.rows[2].spans[0] == ((1, 1), ((1, 3),), (3, 77), (0, 1))
 
 
 def test_one_crowded_group_does_not_narrow_another(tokenizers):
@@ -393,7 +392,7 @@ def test_one_prompt_encodes_as_clip_text_encode_does(sd, clips, model):
     assert {*want_options, KEY} <= set(options)
     assert all(name.startswith(KEY) for name in set(options) - set(want_options))
     assert torch.equal(options["pooled_output"], want_options["pooled_output"].expand(5, -1))
-    record = options[KEY]
+    record = options[KEY].record
     assert [e.name for e in record.encoders] == list(ENCODERS[model])
     assert record.encoders[-1].channels.stop == embeds.shape[2]
 
@@ -437,7 +436,7 @@ def test_sot_and_identity_are_the_same_vectors_in_the_identity_prompt_alone(sd, 
     """CLIP is causal: what IPCA rests on."""
     clip, story = sd.clip if model == "whole SD1" else clips(model), script(*SCRIPT)
     [[embeds, options]] = encode(clip, story)
-    stop = options[KEY].rows[0].spans[0].identity.stop
+    stop = options[KEY].record.rows[0].spans[0].identity.stop
     [[alone, _]] = clip_text_encode(clip, FOX)
     assert stop == 8
     assert relative_error(embeds[:, :stop], alone[:, :stop].expand(4, -1, -1)) < 1e-5
@@ -450,7 +449,7 @@ def sd1(clips):
 
 
 def record_of(conditioning):
-    return conditioning[0][1][KEY]
+    return conditioning[0][1][KEY].record
 
 
 def test_a_weight_scales_its_tokens_and_moves_no_span(sd1):
@@ -530,7 +529,7 @@ def test_scheduled_clip_hooks_give_one_entry_for_each_part_of_the_schedule(sd1, 
         for name in ("clip_start_percent", "clip_end_percent", "hooks"):
             assert options[name] == want_options[name]
         assert len(options["pooled_output"]) == 4
-        assert options[KEY] == record_of(got)
+        assert options[KEY].record == record_of(got)
     assert relative_error(got[0][0], got[1][0]) > 1e-3
     reweighted = OneStorySVR.execute(got).result[0]
     assert [set(options) for _, options in reweighted] == [set(options) for _, options in got]
@@ -616,8 +615,8 @@ def test_a_frame_alone_in_its_prompt_is_left_as_it_is(clips, model, name, node, 
     conditioning = encode(clips(model), story, **settings)
     [[before, options]] = conditioning
     [[after, kept]] = node.execute(conditioning, **{**DEFAULTS[node], **changed}).result[0]
-    assert [i for i, row in enumerate(options[KEY].rows) if len(row.window) == 1] == alone
-    grown = (token_norms(after, options[KEY]) / kept[NORMS]).amax(dim=(1, 2))
+    assert [i for i, row in enumerate(options[KEY].record.rows) if len(row.window) == 1] == alone
+    grown = (token_norms(after, options[KEY].record) / kept[KEY].norms).amax(dim=(1, 2))
     assert (grown[alone] == 1).all(), f"lone rows grew {grown.tolist()} times"
     for i in range(len(before)):
         assert torch.equal(after[i], before[i]) == (i in alone)
@@ -787,6 +786,6 @@ def test_a_checkpoint_without_a_text_encoder_gets_a_sentence():
 def test_a_hundred_frames_encode(clips):
     story = script(*(f"doing thing number {j} in the snow" for j in range(100)))
     [[embeds, options]] = encode(clips("SD1"), story)
-    assert embeds.shape == (100, 77, 768) and len(options[KEY].rows) == 100
+    assert embeds.shape == (100, 77, 768) and len(options[KEY].record.rows) == 100
     [[reweighted, _]] = OneStorySVR.execute([[embeds, options]], **DEFAULTS[OneStorySVR]).result[0]
     assert reweighted.isfinite().all()

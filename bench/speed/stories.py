@@ -3,7 +3,7 @@
 import torch
 from onestory.story.script import Story, parse_script
 from onestory.svr.consolidate import consolidate
-from onestory.svr.record import KEY, Record
+from onestory.svr.record import KEY, Attached, Record
 
 IDENTITY = "A watercolor painting of a young red fox with a blue scarf"
 PLACES = ["under an oak tree", "on a wooden boat", "by the window", "in deep snow", "at the market"]
@@ -53,7 +53,7 @@ def embeddings(record: Record, seed: int = 0) -> torch.Tensor:
 def conditioning(record: Record, pooled: int, seed: int = 0) -> list:
     """What Story Prompt gives for such embeddings."""
     embeds = embeddings(record, seed)
-    return [[embeds, {"pooled_output": torch.zeros(len(embeds), pooled), KEY: record}]]
+    return [[embeds, {"pooled_output": torch.zeros(len(embeds), pooled), KEY: Attached.to(embeds, record)}]]
 
 
 def plain_conditioning(rows: int, channels: int, pooled: int, seed: int = 1) -> list:

@@ -5,8 +5,11 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
+from contextlib import suppress
 from pathlib import Path
 from statistics import fmean
 
@@ -19,7 +22,7 @@ from onestory.nodes.reweight import OneStoryNaiveReweight
 from onestory.nodes.self_attention import OneStorySelfAttention
 from onestory.story.files import StoryText, read_stories
 from onestory.tools import host, quality_servers
-from onestory.tools.client import WorkflowError, images
+from onestory.tools.client import Client, WorkflowError, images
 from test_demo import NAME, one_sentence, png_size, wait_for
 
 STORIES = """\
@@ -144,22 +147,191 @@ def test_rows_seeds_and_stories_can_be_added_later(fast, tmp_path):
     assert "| naive reweighting | 2 | " in done.stdout
 
 
-def test_several_servers_share_the_stories_and_a_lost_one_leaves_its_story_to_the_others(fast, server):
-    """In this process, where one of two clients of the same server is told to fail."""
+# --- servers that fail ------------------------------------------------------------------------------------------------
 
-    class Lost(quality_servers.Client):
-        def run(self, workflow, progress=None):
-            raise quality_servers.Failure("The connection is gone.")
 
-    stories = read_stories(fast[5])
+class Proxy:
+    """A way to the server that spoils the requests for which `spoil` names how; "" lets one through.
+
+    "reset" drops the connection at once, "cut" in the middle of the answer, "502" is a proxy's answer.
+    """
+
+    def __init__(self, server: Client):
+        self.port = int(server.url.rpartition(":")[2])
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
+        self.seen: list[str] = []
+        self.spoil = lambda request: ""
+        threading.Thread(target=self.listen, daemon=True).start()
+
+    def listen(self) -> None:
+        with suppress(OSError):
+            while True:
+                threading.Thread(target=self.pass_on, args=self.listener.accept()[:1], daemon=True).start()
+
+    def pass_on(self, connection: socket.socket) -> None:
+        with connection, suppress(OSError):
+            data = connection.recv(65536)
+            request = " ".join(data.decode("latin-1").split()[:2])
+            self.seen.append(request)
+            how = self.spoil(request)
+            if how == "502":
+                connection.sendall(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n")
+            if how in ("502", "reset"):
+                return
+            with socket.create_connection(("127.0.0.1", self.port)) as upstream:
+                upstream.sendall(data)
+                threading.Thread(target=self.pipe, args=(connection, upstream), daemon=True).start()
+                if how == "cut":
+                    answer = upstream.recv(65536)
+                    connection.sendall(answer[: answer.index(b"\r\n\r\n") + 5])
+                    connection.shutdown(socket.SHUT_RDWR)
+                else:
+                    self.pipe(upstream, connection)
+
+    def pipe(self, source: socket.socket, sink: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                sink.sendall(data)
+
+
+@pytest.fixture
+def proxy(server):
+    made = Proxy(server)
+    yield made
+    made.listener.close()
+
+
+@pytest.fixture
+def maker_of(stories, tmp_path, monkeypatch):
+    """Makes a Maker of two stories in one way, a board each, for some servers; it makes short pauses."""
+    monkeypatch.setattr(quality_servers, "FIRST_PAUSE", 0.01)
     settings = {"checkpoint": NAME, "size": "64x64", "steps": 1, "eot": "reweight", "dtype": None, "clip-vision": None}
-    jobs = quality_servers.jobs_of(Path(fast[-2]), stories, ("separate",), (1,))
-    maker = quality_servers.Maker([Lost(server.url), server], stories, jobs, settings)
-    assert maker.run() == {} and [str(f) for f in maker.lost] == ["The connection is gone."]
-    assert all(job.made for job in jobs)
-    others = quality_servers.jobs_of(Path(fast[-2]), stories, ("separate",), (2,))
-    with pytest.raises(quality_servers.Failure, match="The connection is gone"):
-        quality_servers.Maker([Lost(server.url)], stories, others, settings).run()
+    two = read_stories(stories)
+
+    def maker_of(*servers: Client, **options) -> quality_servers.Maker:
+        jobs = quality_servers.jobs_of(tmp_path / "out", two, ("separate",), (1,))
+        return quality_servers.Maker(list(servers), two, jobs, settings, **options)
+
+    return maker_of
+
+
+def first(count: int, request: str, how: str):
+    """Spoils the first so many of these requests."""
+    left = [how] * count
+    return lambda seen: left.pop() if left and seen.startswith(request) else ""
+
+
+@pytest.mark.parametrize(
+    ("request_", "how", "says"),
+    [
+        ("POST /prompt", "reset", "No ComfyUI answers at "),
+        ("POST /prompt", "cut", "No ComfyUI answers at "),
+        ("POST /prompt", "502", "HTTP Error 502"),
+        ("GET /view", "reset", "No ComfyUI answers at "),
+        ("GET /view", "cut", "No ComfyUI answers at "),
+        ("GET /history", "reset", ""),
+        ("GET /history", "cut", ""),
+        ("GET /history", "502", ""),
+        ("GET /ws", "reset", ""),
+    ],
+)
+def test_a_connection_that_fails_once_loses_no_server(maker_of, proxy, tmp_path, capsys, request_, how, says):
+    """While a board is being made, nothing is lost; else the story is made again, which is told."""
+    proxy.spoil = first(1, request_, how)
+    assert maker_of(Client(proxy.url)).run() == {}
+    assert boards(tmp_path / "out") == ["000_Owl_map/separate-1", "001_Robot/separate-1"]
+    told = [line for line in capsys.readouterr().err.splitlines() if " is done at " not in line]
+    if says:
+        failed, works = told
+        assert says in failed
+        assert failed.endswith(f" “Owl & map” goes back into the queue, and {proxy.url} is tried again.")
+        assert works == f"{proxy.url} works again."
+    else:
+        assert not told and proxy.seen.count("POST /prompt") == 2
+
+
+def test_a_server_that_is_away_for_a_while_is_waited_for(maker_of, proxy, tmp_path, capsys, monkeypatch):
+    pauses = []
+    wait_for_ = threading.Condition.wait_for
+    monkeypatch.setattr(
+        threading.Condition,
+        "wait_for",
+        lambda self, predicate, timeout=None: (pauses.append(timeout), wait_for_(self, predicate, timeout))[1],
+    )
+    proxy.spoil = first(6, "", "reset")
+    assert maker_of(Client(proxy.url)).run() == {}
+    assert len(boards(tmp_path / "out")) == 2
+    told = capsys.readouterr().err
+    assert told.count("is tried again.") == 1 == told.count("works again.")
+    grown = [pause for pause in pauses if pause]
+    assert len(grown) > 2 and grown == [0.01 * 2**i for i in range(len(grown))]
+
+
+def test_a_server_that_never_works_leaves_its_story_to_the_others(maker_of, server, proxy, tmp_path):
+    proxy.spoil = lambda request: "reset" if request == "POST /prompt" else ""
+    lost = Client(proxy.url)
+    maker = maker_of(lost, server)
+    assert maker.run() == {} and not maker.todo
+    made = {json.loads(file.read_text())["server"] for file in (tmp_path / "out").glob("*/*/result.json")}
+    assert made == {server.url}
+
+
+def test_when_all_servers_are_gone_the_reason_and_the_way_on_are_told(maker_of, proxy, tmp_path):
+    views = []
+
+    def spoil(request):
+        views.append(request.startswith("GET /view"))
+        return "reset" if sum(views) >= 3 and not views[-1] else ""  # after the first board's three pictures
+
+    proxy.spoil = spoil
+    with pytest.raises(quality_servers.Failure) as failure:
+        maker_of(Client(proxy.url), patience=0).run()
+    assert str(failure.value).startswith(f"No ComfyUI answers at {proxy.url}: ")
+    assert str(failure.value).endswith(". 1 of 2 boards are made: run the same command again to make the rest.")
+    assert boards(tmp_path / "out") == ["000_Owl_map/separate-1"]
+    proxy.spoil = lambda request: ""
+    assert maker_of(Client(proxy.url)).run() == {} and len(boards(tmp_path / "out")) == 2
+
+
+def test_a_server_that_was_gone_takes_stories_again(maker_of, server, proxy, tmp_path, capsys):
+    """The other one holds its story until the first has come back and made one."""
+    made = threading.Event()
+
+    class Slow(Client):
+        def run(self, workflow, progress=None):
+            assert made.wait(60)
+            return super().run(workflow, progress)
+
+    class Back(Client):
+        def run(self, workflow, progress=None):
+            outputs = super().run(workflow, progress)
+            made.set()
+            return outputs
+
+    proxy.spoil = first(8, "", "reset")
+    maker = maker_of(Back(proxy.url), Slow(server.url), patience=0)
+    assert maker.run() == {} and len(boards(tmp_path / "out")) == 2
+    told = capsys.readouterr().err
+    assert told.count(f"{proxy.url} has made nothing for 0 min: the others go on without it.") == 1
+    assert told.count(f"{proxy.url} works again.") == 1
+
+
+def test_a_server_that_answers_but_fails_every_story_is_given_up(maker_of, server):
+    class Failing(Client):
+        def run(self, workflow, progress=None):
+            raise quality_servers.Failure("It is out of disk space.")
+
+    with pytest.raises(quality_servers.Failure, match="^It is out of disk space. 0 of 2 boards are made: "):
+        maker_of(Failing(server.url), patience=0.05).run()
+
+
+def test_the_command_goes_on_after_a_dropped_connection(proxy, fast, tmp_path):
+    proxy.spoil = first(1, "POST /prompt", "reset")
+    done = run_quality("--server", proxy.url, *fast[2:], "separate")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("is tried again.") == 1 and "Traceback" not in done.stderr
+    assert len(boards(tmp_path / "out")) == 2
 
 
 # --- what goes wrong --------------------------------------------------------------------------------------------------

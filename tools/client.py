@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import http.client
 import json
 import os
 import socket
@@ -21,6 +22,11 @@ Progress = Callable[[str, dict], None]
 
 TICK = 1.0
 PATIENCE = 10.0
+GATEWAY_ERRORS = (502, 503, 504)
+
+
+class Unreachable(Failure):
+    """The connection failed, or a proxy says that its own did."""
 
 
 class WorkflowError(Failure):
@@ -46,15 +52,17 @@ class Client:
         self.opener = urllib.request.build_opener(*direct)
 
     def request(self, path: str, body: bytes | None = None, content_type: str = "application/json") -> bytes:
-        """GET `path`, or POST `body` to it. Raises `urllib.error.HTTPError` when the server refuses."""
+        """GET `path`, or POST `body` to it. Raises `Unreachable`, and `urllib.error.HTTPError` for a refusal."""
         request = urllib.request.Request(f"{self.url}{path}", body, {"Content-Type": content_type} if body else {})
         try:
             with self.opener.open(request, timeout=60) as response:
                 return response.read()
-        except urllib.error.HTTPError:
-            raise
-        except (OSError, ValueError) as error:
-            raise Failure(f"No ComfyUI answers at {self.url}: {getattr(error, 'reason', error)}.") from None
+        except urllib.error.HTTPError as error:
+            if error.code not in GATEWAY_ERRORS:
+                raise
+            raise Unreachable(f"No ComfyUI answers at {self.url}: {error}.") from None
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            raise Unreachable(f"No ComfyUI answers at {self.url}: {getattr(error, 'reason', error)}.") from None
 
     def get(self, path: str) -> dict:
         """GET `path` and return its JSON."""
@@ -65,7 +73,11 @@ class Client:
 
     def post(self, path: str, body: dict) -> dict:
         """POST JSON to `path` and return the answer's JSON ({} when it is empty)."""
-        return json.loads(self.request(path, json.dumps(body).encode()) or b"{}")
+        answer = self.request(path, json.dumps(body).encode())
+        try:
+            return json.loads(answer or b"{}")
+        except ValueError as error:
+            raise Failure(f"{self.url}{path} does not answer like ComfyUI: {error}.") from None
 
     def choices(self, node_type: str, name: str) -> list[str] | None:
         """What a node's combo input offers on this server, or None when the server lacks that node."""
@@ -127,7 +139,7 @@ class Client:
             try:
                 answer = json.loads(error.read())
                 fault = answer["error"]
-            except (ValueError, KeyError, TypeError):
+            except (OSError, ValueError, KeyError, TypeError, http.client.HTTPException):
                 raise Failure(f"{self.url} refused the workflow: {error}.") from None
             raise_node_error(answer.get("node_errors") or {})
             extra = fault["extra_info"]
@@ -138,10 +150,11 @@ class Client:
         return answer["prompt_id"]
 
     def wait(self, prompt_id: str, messages: "WebSocket | None", progress: Progress) -> dict:
-        """Follow a queued workflow; returns its history entry."""
+        """Follow a queued workflow; returns its history entry. Bears a server out of reach for `PATIENCE` seconds."""
         asked = time.monotonic()
+        unreachable: float | None = None
         while True:
-            finished = False
+            ended = False
             progress("", {})
             if messages:
                 try:
@@ -152,19 +165,30 @@ class Client:
                     continue
                 if data.get("prompt_id") == prompt_id:
                     progress(kind, data)
-                    finished = kind == "executing" and data["node"] is None
+                    ended = kind == "executing" and data["node"] is None
             else:
                 time.sleep(TICK)
-            if finished or time.monotonic() - asked > (PATIENCE if messages else 0):
-                entry = self.get(f"/history/{prompt_id}").get(prompt_id)
-                if entry:
-                    return entry
+            if ended or unreachable or time.monotonic() - asked > (PATIENCE if messages else 0):
                 asked = time.monotonic()
-                if not self.has_queued(prompt_id):
-                    entry = self.get(f"/history/{prompt_id}").get(prompt_id)
-                    if entry:
+                try:
+                    if entry := self.finished(prompt_id):
                         return entry
-                    raise Failure(f"{self.url} no longer knows the workflow it was given: it was removed or restarted.")
+                    unreachable = None
+                except Unreachable:
+                    now = time.monotonic()
+                    unreachable = unreachable or now
+                    if now - unreachable > PATIENCE:
+                        raise
+
+    def finished(self, prompt_id: str) -> dict | None:
+        """A workflow's history entry, or None while it waits or runs."""
+        path = f"/history/{prompt_id}"
+        entry = self.get(path).get(prompt_id)
+        if not entry and not self.has_queued(prompt_id):
+            entry = self.get(path).get(prompt_id)
+            if not entry:
+                raise Failure(f"{self.url} no longer knows the workflow it was given: it was removed or restarted.")
+        return entry
 
     def cancel(self, prompt_id: str) -> None:
         """Take a workflow off the server, queued or running. A server that is gone needs nothing taken off."""

@@ -3,8 +3,9 @@
 The ways, each with the same seeds and the same noise for all frames: separate prompts (the usual way), the
 consolidated prompt alone, naive reweighting, SVR (released), SVR with IPCA, and these with consistent self-attention.
 
-Each server makes a whole story in all its ways, then takes the next one. What is in --out is not made again, so the
-run may be interrupted and run again; more stories, seeds and rows can be added to it later.
+Each server makes a whole story in all its ways, then takes the next one; one that fails is tried again after a pause.
+What is in --out is not made again, so the run may be interrupted and run again; more stories, seeds and rows can be
+added to it later.
 """
 
 import argparse
@@ -20,7 +21,8 @@ import time
 import urllib.error
 import urllib.parse
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +39,7 @@ MEASURE = host.ROOT / "bench" / "quality" / "servers_measure.py"
 SETTINGS = "settings.json"
 DIGESTS = {"texts": "other story texts", "workflow": "another shipped workflow", "weights": "another Story World asset"}
 RESULT = "result.json"
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
 
 EPILOG = """\
 CLIP-T and CLIP-I are measured on this machine with the model in --clip, a folder as transformers' save_pretrained
@@ -58,6 +61,15 @@ class Job(NamedTuple):
     @property
     def made(self) -> bool:
         return (self.folder / RESULT).is_file()
+
+
+@dataclass
+class Outage:
+    """A server makes nothing since then (`time.monotonic`), and is tried again after a pause (seconds)."""
+
+    since: float
+    pause: float
+    told: bool = False
 
 
 class Stopped(Exception):
@@ -260,10 +272,21 @@ def check(server: Client, settings: dict[str, Any]) -> None:
 
 
 class Maker:
-    """Makes the missing jobs, a thread for each server; a server that is lost leaves its story to the others."""
+    """Makes the missing jobs, a thread for each server.
 
-    def __init__(self, servers: list[Client], stories: Sequence[StoryText], jobs: list[Job], settings: dict[str, Any]):
-        self.servers, self.stories, self.settings = servers, stories, settings
+    A server that fails puts its story back into the queue and is tried again after a pause, which doubles until it has
+    made something. After `patience` seconds without that it counts as gone; it may come back while others work.
+    """
+
+    def __init__(
+        self,
+        servers: list[Client],
+        stories: Sequence[StoryText],
+        jobs: list[Job],
+        settings: dict[str, Any],
+        patience: float = 600,
+    ):
+        self.servers, self.stories, self.settings, self.patience = servers, stories, settings, patience
         missing: dict[int, list[Job]] = {}
         for job in jobs:
             if not job.made:
@@ -272,13 +295,14 @@ class Maker:
         self.total, self.made, self.tried = len(jobs), sum(job.made for job in jobs), 0
         self.busy = self.serving = 0
         self.errors: dict[Job, str] = {}
-        self.lost: list[Failure] = []
+        self.outages: dict[Client, Outage] = {}
+        self.gone: dict[Client, Failure] = {}
         self.broken: list[BaseException] = []
         self.changed = threading.Condition()
         self.stop = threading.Event()
 
     def run(self) -> dict[Job, str]:
-        """Make everything; returns the nodes' complaints. Raises `Failure` when no server is left."""
+        """Make everything; returns the nodes' complaints. Raises `Failure` when all servers are gone."""
         if self.made:
             host.say(f"{self.made} of {self.total} boards are there already.")
         self.started = time.monotonic()
@@ -288,14 +312,17 @@ class Maker:
                 threading.Thread(target=self.serve, args=(server,)).start()
             self.wait()
         except BaseException:
-            self.stop.set()
+            self.halt()
             self.wait()
             raise
         host.show("")
         if self.broken:
             raise self.broken[0]
         if self.todo:
-            raise self.lost[-1]
+            raise Failure(
+                f"{list(self.gone.values())[-1]} {self.made} of {self.total} boards are made: run the same command "
+                "again to make the rest."
+            )
         return self.errors
 
     def wait(self) -> None:
@@ -304,27 +331,36 @@ class Maker:
             while self.serving:
                 self.changed.wait(0.5)
 
+    def halt(self) -> None:
+        """Make all threads end soon."""
+        self.stop.set()
+        with self.changed:
+            self.changed.notify_all()
+
     def serve(self, server: Client) -> None:
-        """Make story after story on one server, until there is none left or the server is lost."""
+        """Make story after story on one server, until nothing is left or all servers are gone."""
         try:
-            for jobs in self.stories_to_make():
+            while jobs := self.take():
                 left = deque(jobs)
+                failed: Failure | None = None
                 try:
                     while left:
                         self.make(server, left[0])
                         left.popleft()
+                        self.works(server)
                     self.say(jobs[0], server)
+                except Failure as failure:
+                    failed = failure
                 finally:
                     with self.changed:
                         self.busy -= 1
                         if left:
-                            self.todo.appendleft(list(left))
+                            self.todo.append(list(left))
                         self.changed.notify_all()
+                if failed:
+                    self.wait_for(server, jobs[0], failed)
         except Stopped:
             pass
-        except Failure as failure:
-            self.lost.append(failure)
-            host.say(f"{failure} It gets no more stories.")
         except OSError as error:
             self.fail(Failure(f"The results cannot be kept: {error}."))
         except BaseException as error:
@@ -336,19 +372,54 @@ class Maker:
 
     def fail(self, error: BaseException) -> None:
         self.broken.append(error)
-        self.stop.set()
+        self.halt()
 
-    def stories_to_make(self) -> Iterator[list[Job]]:
-        """The next story's jobs, time after time; waits while another server may yet leave one."""
+    def over(self) -> bool:
+        """Whether there is nothing more to make, or nobody left to make it."""
+        return self.stop.is_set() or not (self.todo or self.busy) or len(self.gone) == len(self.servers)
+
+    def take(self) -> list[Job]:
+        """The next story's jobs; waits while another server may yet leave one. Empty at the end."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.todo or self.over())
+            if self.over():
+                return []
+            self.busy += 1
+            return self.todo.popleft()
+
+    def wait_for(self, server: Client, job: Job, failure: Failure) -> None:
+        """Return when a server that failed is to be tried with another story, or at the end."""
+        outage = self.outages.get(server)
+        if not outage:
+            outage = self.outages[server] = Outage(time.monotonic(), FIRST_PAUSE)
+            title = self.stories[job.story].title
+            self.tell(f"{failure} “{title}” goes back into the queue, and {server.url} is tried again.")
         while True:
             with self.changed:
-                while not self.todo and self.busy and not self.stop.is_set():
-                    self.changed.wait(0.5)
-                if not self.todo or self.stop.is_set():
+                if time.monotonic() - outage.since >= self.patience:
+                    self.gone[server] = failure
+                    self.changed.notify_all()
+                    if not outage.told and not self.over():
+                        outage.told = True
+                        minutes = f"{self.patience / 60:.0f} min"
+                        self.tell(f"{server.url} has made nothing for {minutes}: the others go on without it.")
+                self.changed.wait_for(self.over, outage.pause)
+                if self.over():
                     return
-                self.busy += 1
-                jobs = self.todo.popleft()
-            yield jobs
+            outage.pause = min(2 * outage.pause, LONGEST_PAUSE)
+            try:
+                check(server, self.settings)
+            except Failure as found:
+                failure = found
+                continue
+            with self.changed:
+                self.gone.pop(server, None)
+            return
+
+    def works(self, server: Client) -> None:
+        """Take note that a server has made something."""
+        if self.outages.pop(server, None):
+            self.tell(f"{server.url} works again.")
 
     def make(self, server: Client, job: Job) -> None:
         """Make one board on a server, and keep its pictures; a node's complaint is noted. Raises `Failure`."""
@@ -388,10 +459,13 @@ class Maker:
     def show(self, what: str) -> None:
         host.show(f"{self.made}/{self.total} boards{self.remaining()}: {what}")
 
-    def say(self, job: Job, server: Client) -> None:
+    def tell(self, sentence: str) -> None:
         host.show("")
+        host.say(sentence)
+
+    def say(self, job: Job, server: Client) -> None:
         title = self.stories[job.story].title
-        host.say(f"{self.made}/{self.total} boards{self.remaining()}: {title} is done at {server.url}")
+        self.tell(f"{self.made}/{self.total} boards{self.remaining()}: {title} is done at {server.url}")
 
     def remaining(self) -> str:
         """How long it will take from here, as text; nothing before the first board."""

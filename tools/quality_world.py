@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     missing = {job.story for job in jobs if not job.made}
     if missing:
         with servers(this, checkpoint.parent, len(missing)) as urls:
-            errors = Maker([Client(url) for url in urls], stories, jobs, settings).run()
+            errors = Maker([Client(url) for url in urls], stories, jobs, settings, patience=0).run()
     made = [job for job in jobs if job.made]
     if not made:
         raise Failure(next(iter(errors.values())))

@@ -1,5 +1,4 @@
 import asyncio
-import logging
 import os
 import stat
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from comfy_api.latest import io
 
 from ..story.files import MAX_BYTES, SUFFIXES, StoryText, choose_story, looks_like_story, read_stories
 from ..story.script import parse_script
-from .types import CATEGORY, STORY
+from .types import CATEGORY, STORY, show_story
 
 NO_FILES = "(no story files)"
 # What the editor and ComfyUI's own nodes put into the input folder.
@@ -53,6 +52,7 @@ class OneStoryLoad(io.ComfyNode):
                 ),
                 io.Int.Output(display_name="count", tooltip="How many stories the file holds."),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -83,9 +83,7 @@ class OneStoryLoad(io.ComfyNode):
         stories = read(file)
         text = choose_story(stories, index, file)
         story = parse_script(text.identity, text.frames)
-        for warning in story.warnings:
-            logging.warning("OneStory: “%s”: %s", text.title, warning)
-        return io.NodeOutput(story, text.title, len(stories))
+        return io.NodeOutput(story, text.title, len(stories), ui=show_story(cls, story, text.title))
 
 
 class File(NamedTuple):

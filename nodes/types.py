@@ -1,6 +1,11 @@
-"""What the pack's nodes share: the STORY type, the category, and the inputs of model patches."""
+"""What the pack's nodes share: the STORY type, the category, the inputs of model patches, and a story's warnings."""
 
-from comfy_api.latest import io
+import logging
+
+from comfy_api.latest import io, ui
+from server import PromptServer
+
+from ..story.script import Story, summary
 
 STORY = io.Custom("STORY")
 CATEGORY = "OneStory"
@@ -34,3 +39,19 @@ def seed_input(of: str) -> io.Input:
         tooltip=f"Seed of the {of}.",
         advanced=True,
     )
+
+
+def show_story(node: type[io.ComfyNode], story: Story, name: str = "") -> ui.PreviewText | None:
+    """Write the story's warnings under `node`, or who is in how many frames where there are none, and log them.
+
+    The node's schema needs the hidden input `unique_id`. Returns the warnings for the node's `ui`, which the queue's
+    history keeps. `name` stands before each warning in the log.
+    """
+    for warning in story.warnings:
+        logging.warning("OneStory: %s%s", f"“{name}”: " if name else "", warning)
+    text = "\n".join(story.warnings)
+    # The editor shows a node's preview text only where it knows the node, but progress text everywhere.
+    if node.hidden and PromptServer.instance.client_id is not None:
+        shown = f"⚠ {text}" if text else summary(story)
+        PromptServer.instance.send_progress_text(shown, node.hidden.unique_id, PromptServer.instance.client_id)
+    return ui.PreviewText(text) if text else None

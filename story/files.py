@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .script import build_frame, parse_characters, split_caption
+from .script import NAME, build_frame, parse_characters, split_caption
+from .syntax import OPENING, clean, clean_lines
 
 SUFFIXES = (".yaml", ".yml", ".json", ".txt")
 MAX_BYTES = 2 * 1024 * 1024
@@ -125,13 +126,13 @@ def read_text(path: Path) -> str:
         raise ValueError(
             f"“{path.name}”, line {line}: the byte {bad:#04x} is not UTF-8, so save the file with UTF-8 encoding."
         ) from None
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    text = text.replace("\ufeff", "").replace("\r\n", "\n").replace("\r", "\n")
     if match := NOT_TEXT.search(text):
         line = text.count("\n", 0, match.start()) + 1
         raise ValueError(
             f"“{path.name}”, line {line}: the character U+{ord(match[0]):04X} has no place in a text, so delete it."
         )
-    if not text.strip():
+    if not clean(text):
         raise ValueError(f"“{path.name}” is empty: write a story's identity and its frames into it.")
     return text
 
@@ -142,8 +143,9 @@ def read_text(path: Path) -> str:
 def script_stories(text: str) -> Iterator[StoryText]:
     """Stories divided by `---` lines; in each the identity, an empty line, then one frame a line."""
     block: list[Line] = []
-    for number, line in enumerate([*text.split("\n"), "---"], 1):
-        if line.strip() != "---":
+    lines = [(line, i) for i, numbered in enumerate(text.split("\n"), 1) for line in clean_lines(numbered) or [""]]
+    for line, number in [*lines, ("---", 0)]:
+        if line != "---":
             block.append(Line(one_line(line), f"line {number}"))
             continue
         while block and not block[0].text:
@@ -208,19 +210,21 @@ def own_story(node: Node) -> StoryText:
 
 def own_identity(node: Node) -> Line:
     if not isinstance(node.value, dict):
-        return Line("\n".join(one_line(line) for line in text_of(node).splitlines()), node.where)
+        return Line("\n".join(one_line(line) for line in clean_lines(text_of(node))), node.where)
     lines = []
     for name, description in node.value.items():
         name = one_line(text_of(Node(name, description.where)))
-        if not name or {"[", "]"} & set(name):
-            raise problem(description.where, f"“{name}” is no name for a character: write it without brackets.")
+        if not NAME.fullmatch(f"[{name}]"):
+            raise problem(
+                description.where, f"“{name}” is no name for a character: write it without brackets, “:” and “|”."
+            )
         lines.append(f"[{name}] {one_line(text_of(description))}")
     return Line("\n".join(lines), node.where)
 
 
 def own_frames(node: Node) -> list[Line]:
     if isinstance(node.value, str):
-        return [Line(one_line(line), node.where) for line in node.value.splitlines() if line.strip()]
+        return [Line(one_line(line), node.where) for line in clean_lines(text_of(node)) if line]
     return [own_frame(frame) for frame in items(node)]
 
 
@@ -228,7 +232,7 @@ def own_frame(node: Node) -> Line:
     if not isinstance(node.value, dict):
         return Line(one_line(text_of(node)), node.where)
     only_keys(node.value, ("prompt", "caption"), "; if this is one text with a colon in it, put it in quotes")
-    prompt = re.sub(r"(?<!\\)#", r"\\#", one_line(text_of(need(node, node.value, "prompt"))))
+    prompt = re.sub(r"(?<!\\)([#＃])", r"\\\1", one_line(text_of(need(node, node.value, "prompt"))))
     if "caption" not in node.value:
         return Line(prompt, node.where)
     return Line(f"{prompt} # {one_line(text_of(node.value['caption']))}", node.where)
@@ -259,7 +263,7 @@ def text_of(node: Node) -> str:
 
 def plain(node: Node) -> Line:
     """A text in which brackets and `#` mean nothing, escaped as a script needs it."""
-    return Line(one_line(text_of(node)).replace("[", "\\[").replace("#", "\\#"), node.where)
+    return Line(re.sub(rf"([#＃{re.escape(OPENING)}])", r"\\\1", one_line(text_of(node))), node.where)
 
 
 def items(node: Node) -> list[Node]:
@@ -308,7 +312,7 @@ def kind(node: Node) -> str:
 
 
 def one_line(text: str) -> str:
-    return " ".join(text.split())
+    return clean(" ".join(text.split()))
 
 
 def place(line: int, path: str) -> str:

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from ..story.script import Story
+from ..story.script import Story, quote
 from .record import Encoder, Record, Row, Span, Spans
 
 WIDTHS = {"l": 768, "h": 1024, "g": 1280}
@@ -41,8 +41,10 @@ def consolidate(
     """
     empty = tokenize("")
     length = min(len(empty[name][0]) for name in encoders)
-    identities = {f.identity: tokenize_piece(tokenize, f.identity, encoders) for f in story.frames}
-    pieces = [tokenize_piece(tokenize, f.prompt, encoders) for f in story.frames]
+    texts = dict.fromkeys(text for f in story.frames for text in (f.identity, f.prompt))
+    tokenized = {text: tokenize_piece(tokenize, text, encoders) for text in texts}
+    identities = {f.identity: tokenized[f.identity] for f in story.frames}
+    pieces = [tokenized[f.prompt] for f in story.frames]
     for j, (frame, piece) in enumerate(zip(story.frames, pieces)):
         check_fits(j, frame.prompt, piece, identities[frame.identity], length)
 
@@ -79,7 +81,9 @@ def tokenize_piece(tokenize: Tokenize, text: str, encoders: tuple[str, ...]) -> 
         tokens = [(token, weight) for chunk in tokenized[name] for token, weight, word in chunk if word != 0]
         piece[name] = [t for t in tokens if isinstance(t[0], int) or t[0].shape[-1] == WIDTHS[name]]
         if len(piece[name]) < len(tokens):
-            logging.warning("OneStory: an embedding in “%s” is not made for %s, which ignores it.", text, NAMES[name])
+            logging.warning(
+                "OneStory: an embedding in %s is not made for %s, which ignores it.", quote(text), NAMES[name]
+            )
     return piece
 
 
@@ -87,15 +91,16 @@ def check_fits(j: int, text: str, piece: Piece, identity: Piece, length: int) ->
     for name, tokens in piece.items():
         if not tokens:
             raise ValueError(
-                f"Frame {j + 1} (“{text}”) has no tokens for the {NAMES[name]} text encoder: write its prompt in words "
-                "the encoder knows, or check the embedding's name."
+                f"Frame {j + 1} ({quote(text)}) has no tokens for the {NAMES[name]} text encoder: write its prompt in "
+                "words the encoder knows, or check the embedding's name."
             )
-        used = len(identity[name]) + len(tokens)
-        if used > length - 2:
+        used, most = len(identity[name]) + len(tokens), length - 2
+        if used > most:
+            over = f"{used - most} token{'s' * (used - most > 1)}"
             raise ValueError(
-                f"Frame {j + 1} (“{text}”) is too long: {used} tokens ({len(identity[name])} of the identity and "
-                f"{len(tokens)} of the frame), and the {NAMES[name]} text encoder takes {length - 2}. "
-                "Shorten the identity or this frame."
+                f"Frame {j + 1} is too long for {NAMES[name]} by {over}: {used} of at most {most} "
+                f"({len(identity[name])} of the identity, {len(tokens)} of the frame {quote(text)}), so shorten the "
+                "identity or this frame."
             )
 
 

@@ -68,6 +68,21 @@ STORIES = {
         [("a 0", f"{FOX}\nin a blue scarf", "reading"), ("a 1", MIA_REX, "[Mia] waits\n[Rex] sleeps")],
     ),
     "BOM, CRLF, CR": ("a.txt", f"\ufeff{FOX}\r\n\r\nreading\rsailing", [("a", FOX, "reading\nsailing")]),
+    "Unicode's line ends": (
+        "a.txt",
+        f"{FOX}\u2028in snow\n\u200b\nreading\u2028sailing\x85resting\n\u3000\u200b\u2060\n",
+        [("a", f"{FOX}\nin snow", "reading\nsailing\nresting")],
+    ),
+    "invisible characters at the ends": (
+        "a.txt",
+        f"\u200b{FOX}\u200b\n\u00a0\n\u200ereading\u200d # Book\u200b\n\ufeff---\u200b\n\ufeff{FOX}\n\n\u2060sailing",
+        [("a 0", FOX, "reading\u200d # Book"), ("a 1", FOX, "sailing")],
+    ),
+    "json with invisible characters and line ends": (
+        "a.json",
+        f'{{"identity": "\ufeff{FOX}\\u2028in snow", "frames": "reading\\u2028\\u200b\\n\\ufeffsailing"}}',
+        [("a", f"{FOX}\nin snow", "reading\nsailing")],
+    ),
     "yaml": (
         "a.yaml",
         f"title: The harbour\nidentity: {FOX}\nframes:\n- reading\n- prompt: sailing\n  caption: At sea!\n",
@@ -165,13 +180,51 @@ def test_brackets_and_hashes_are_text_in_the_papers_files(tmp_path):
     assert story.warnings == ()
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "reading #By the oak\nranked #1 # 2nd",
+        "reading ＃By the oak\n\u3000\n\u200bsailing \\＃2\u2028resting",
+        "[nc] a street\n［ＮＣ］a lake\nby [a] tree",
+    ],
+)
+def test_a_file_means_what_the_boxes_mean(tmp_path, text):
+    boxes = parse_script(FOX, text)
+    files = {
+        "a.txt": f"{FOX}\n\n{text}",
+        "a.json": json.dumps({"identity": FOX, "frames": text}),
+        "b.json": json.dumps({"identity": FOX, "frames": [line for line in text.splitlines() if line.strip()]}),
+    }
+    for name, content in files.items():
+        story = read_story_file(write(tmp_path, name, content))
+        assert parse_script(story.identity, story.frames) == boxes, name
+
+
+def test_what_the_papers_files_escape_is_text_in_the_boxes(tmp_path):
+    frames = ["【a】 ＃b", "［NC］ #c", r"\\【d", "〔e〕"]
+    content = json.dumps({"combinations": [{"id_prompt": "［Mia］ a girl ＃1", "frame_prompt_list": frames}]})
+    story = read_story_file(write(tmp_path, "a.json", content))
+    parsed = parse_script(story.identity, story.frames)
+    assert parsed.characters == (("", "［Mia］ a girl ＃1"),)
+    assert [f.prompt for f in parsed.frames] == frames
+    assert parsed.warnings == ()
+
+
 def test_prompt_and_caption_of_a_frame(tmp_path):
-    frames = [{"prompt": "[Mia] at dock #5", "caption": "Dock # 5"}, {"prompt": "[Mia] rests", "caption": ""}]
+    frames = [
+        {"prompt": "[Mia] at dock #5", "caption": "Dock # 5"},
+        {"prompt": "[Mia] rests", "caption": ""},
+        {"prompt": "[Mia] at dock ＃five #six", "caption": "＃"},
+    ]
     text = read_story_file(
         write(tmp_path, "a.json", json.dumps({"identity": {"Mia": "a girl"}, "frames": frames})),
     )
     story = parse_script(text.identity, text.frames)
-    assert [(f.prompt, f.caption) for f in story.frames] == [("at dock #5", "Dock # 5"), ("rests", "")]
+    assert [(f.prompt, f.caption) for f in story.frames] == [
+        ("at dock #5", "Dock # 5"),
+        ("rests", ""),
+        ("at dock ＃five #six", "＃"),
+    ]
 
 
 def test_the_examples_in_the_docs_are_story_files(tmp_path):
@@ -395,7 +448,8 @@ MISTAKES = {
     "bracketed name": (
         "a.json",
         '{"identity": {"[Mia]": "a girl"}, "frames": ["a"]}',
-        "“a.json”, line 1 (identity.[Mia]): “[Mia]” is no name for a character: write it without brackets.",
+        "“a.json”, line 1 (identity.[Mia]): “[Mia]” is no name for a character: write it without brackets, “:” "
+        "and “|”.",
     ),
     "combination": (
         "a.json",

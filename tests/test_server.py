@@ -81,7 +81,13 @@ WRONG = {
     "a frame that is too long": (
         graph(frames=f"running\n{LONG}"),
         "prompt",
-        "is too long: 77 tokens (7 of the identity and 70 of the frame), and the CLIP-L text encoder takes 75.",
+        "Frame 2 is too long for CLIP-L by 2 tokens: 77 of at most 75 (7 of the identity, 70 of the frame "
+        "“cat cat cat cat cat cat cat cat cat cat…”), so shorten the identity or this frame.",
+    ),
+    "nobody and somebody": (
+        graph(identity="[Mia] a girl", frames="[Mia] runs\na street [nc] with [mia]"),
+        "script",
+        "Frame 2 has [NC], which shows nobody, and mentions [mia]: delete one of the two",
     ),
     "SVR without a story": (
         graph(**with_inputs("svr", conditioning=["negative", 0])),
@@ -173,6 +179,34 @@ def test_a_story_file_is_drawn_and_a_story_that_it_lacks_is_told(server):
         "script",
         f"“{name}” holds 2 stories, so there is no story 2: set index to a number from 0 to 1.",
     )
+
+
+TEXTS = {
+    "frames that name nobody": (
+        "[Mia] a girl\n[Tom] a boy",
+        "[Mia] and [Tom] run\nshe runs home\n[Mia] hugs [Tom]",
+        "Frame 2 (“she runs home”) mentions no character, so it shows nobody: write [Mia] or [Tom] where they belong, "
+        "or [NC] if nobody is meant.",
+    ),
+    "tags of other programs": (
+        FOX,
+        "reading <lora:x:0.8>\nsailing, BREAK sleeping",
+        "ComfyUI reads <lora:x:0.8> and BREAK as plain words, since only other programs know such tags: delete them, "
+        "and load a LoRA with a Load LoRA node.",
+    ),
+    "nothing to say": (FOX, "(reading:1.2) #Book\n\u2028\u200b\nranked #1", None),
+}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_warnings_of_a_script_are_its_nodes_preview_text(server, name):
+    identity, frames, warning = TEXTS[name]
+    workflow = graph(identity=identity, frames=frames)
+    outputs = server.run(
+        {key: workflow[key] for key in ("checkpoint", "script", "latent", "ipca", "prompt", "svr")}
+        | {key: workflow[key] for key in ("negative", "sampler", "pictures", "save frames")}
+    )
+    assert outputs.get("script", {}).get("text") == (warning and [warning])
 
 
 def test_a_hundred_frames_simply_work(server):

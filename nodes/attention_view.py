@@ -5,7 +5,7 @@ from comfy_api.latest import io, ui
 from ..attention.blocks import parse_blocks
 from ..attention.recorder import Recorder, Recording, resize, stretch
 from ..attention.runtime import patch
-from ..story.heat import overlay
+from ..pages.heat import overlay
 from .types import CATEGORY, reach_inputs
 
 STORY_ATTENTION = io.Custom("STORY_ATTENTION")

@@ -3,7 +3,7 @@ import logging
 import torch
 from comfy_api.latest import io, ui
 
-from ..story.board import CAPTION_POSITIONS, LAYOUTS, draw_board, match_captions
+from ..pages.board import CAPTION_POSITIONS, LAYOUTS, draw_board, match_captions
 from ..story.script import Story
 from .types import CATEGORY, STORY
 

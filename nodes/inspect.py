@@ -3,7 +3,7 @@ from typing import Any
 import torch
 from comfy_api.latest import io, ui
 
-from ..story.inspect import draw_story
+from ..pages.inspect import draw_story
 from ..svr.consolidate import NAMES
 from ..svr.inspect import distances, lines_of, parts_of
 from ..svr.record import KEY

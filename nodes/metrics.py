@@ -5,10 +5,10 @@ import torch
 from comfy.clip_vision import ClipVisionModel
 from comfy_api.latest import io, ui
 
-from ..story.board import match_captions
+from ..pages.board import match_captions
+from ..pages.similarity import cut_out, describe, mean_pairwise, similarities
+from ..pages.similarity_sheet import draw_similarity
 from ..story.script import Story
-from ..story.similarity import cut_out, describe, mean_pairwise, similarities
-from ..story.similarity_sheet import draw_similarity
 from .types import CATEGORY, STORY
 
 MODELS = ("clip_vision_model", "dinov2")

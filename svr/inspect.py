@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ..story.inspect import Line, Part
-from ..story.parts import EOT, IDENTITY, SOT
+from ..story.parts import EOT, IDENTITY, SOT, Line, Part
 from .record import Record, Row, token_norms
 
 EMBEDDING = "⟨embedding⟩ "

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from onestory.story import bidi, lettering
-from onestory.story.board import INK, LAYOUTS, PAPER, Box, Page, draw_board, lay_out, match_captions
-from onestory.story.lettering import FINE, Typeface, clean, clusters
+from onestory.pages import bidi, lettering
+from onestory.pages.board import INK, LAYOUTS, PAPER, Box, Page, draw_board, lay_out, match_captions
+from onestory.pages.lettering import FINE, Typeface, clean, clusters
 from onestory.story.script import parse_script
 from PIL import Image, ImageDraw, ImageFont, features
 
@@ -399,7 +399,7 @@ sys.modules["onestory"] = types.ModuleType("onestory")
 sys.modules["onestory"].__path__ = [sys.argv[1]]
 import numpy as np
 from PIL import features
-from onestory.story.board import draw_board
+from onestory.pages.board import draw_board
 assert not features.check("raqm")
 np.save(sys.argv[2], draw_board(np.ones((1, 64, 256, 3), np.float32), [sys.argv[3]]))
 """

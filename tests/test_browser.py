@@ -31,7 +31,7 @@ def page(studio, tmp_path_factory) -> Iterator["playwright.Page"]:
     """The editor, opened by someone who has never used it; `page.errors` collects what its console complains about."""
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     fonts = tmp_path_factory.mktemp("share") / "fonts"
-    fonts.symlink_to(ROOT / "story" / "fonts")  # a machine without a Chinese font shows Chinese as well
+    fonts.symlink_to(ROOT / "pages" / "fonts")  # a machine without a Chinese font shows Chinese as well
     with playwright.sync_playwright() as api:
         context = api.chromium.launch_persistent_context(
             tmp_path_factory.mktemp("profile"),

@@ -11,12 +11,12 @@ import pytest
 import torch
 from conftest import COMFYUI
 from onestory.bench.quality.world_probe import ProbeStage
-from onestory.demo.train import painter
-from onestory.demo.world.attributes import VALUES, draw
-from onestory.demo.world.render import render
 from onestory.story.script import parse_script
 from onestory.tools import bench, demo, host, quality_world
 from onestory.tools.failure import Failure
+from onestory.world.drawing.attributes import VALUES, draw
+from onestory.world.drawing.render import render
+from onestory.world.train import painter
 from PIL import Image, ImageChops, ImageStat
 
 

@@ -9,7 +9,7 @@ from graphs import positive, split, story
 from onestory.nodes.inspect import OneStoryInspect
 from onestory.nodes.prompt import OneStoryPrompt
 from onestory.nodes.reweight import OneStoryNaiveReweight
-from onestory.story.inspect import (
+from onestory.pages.inspect import (
     EOT,
     IDENTITY,
     MOST_LISTED,
@@ -22,7 +22,7 @@ from onestory.story.inspect import (
     draw_story,
     lay_out,
 )
-from onestory.story.inspect import colour_of as colour
+from onestory.pages.inspect import colour_of as colour
 from onestory.svr.inspect import distances, gains, lines_of, parts_of, roles, token_texts
 from onestory.svr.record import KEY, Attached, Row, Span, Spans, token_norms
 from onestory.svr.reweight import naive_reweight

@@ -8,9 +8,9 @@ import torch
 import vision
 from graphs import random, story
 from onestory.nodes.metrics import OneStoryMetrics, embed, subjects
-from onestory.story.inspect import WIDTH, pool
-from onestory.story.similarity import MOST_PAIRS, cut_out, describe, mean_pairwise, similarities, steps_of
-from onestory.story.similarity_sheet import MOST_FRAMES, draw_similarity, lay_out
+from onestory.pages.inspect import WIDTH, pool
+from onestory.pages.similarity import MOST_PAIRS, cut_out, describe, mean_pairwise, similarities, steps_of
+from onestory.pages.similarity_sheet import MOST_FRAMES, draw_similarity, lay_out
 from PIL import Image
 
 import nodes

@@ -159,11 +159,11 @@ def test_what_the_archive_lacks_is_named_with_the_repository_beside_it():
     tracked = subprocess.run(["git", "ls-files"], cwd=host.ROOT, capture_output=True, text=True, check=True).stdout
     lacking = {name.partition("/")[0] for name in tracked.split()} - {name.partition("/")[0] for name in packed()}
     lacking |= {".host"}
-    assert {"run.py", "demo", "docs", "tools"} <= lacking
+    assert {"run.py", "world", "docs", "tools"} <= lacking
     named = set()
     for section in re.split(r"^(?=#+ )", (host.ROOT / "README.md").read_text(encoding="utf-8"), flags=re.MULTILINE):
         words = set(re.findall(r"[\w.-]+(?=/)|[\w-]+\.py", " ".join(CODE.findall(section))))
         named |= words & lacking
         if words & lacking:
             assert f"[repository]({PYPROJECT['project']['urls']['Repository']})" in section, words & lacking
-    assert {"run.py", ".host", "demo"} <= named
+    assert {"run.py", ".host", "world"} <= named

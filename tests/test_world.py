@@ -12,14 +12,14 @@ from onestory.bench.quality.world_measures import frechet, interval, measures
 from onestory.bench.quality.world_probe import ProbeStage, accuracies, pictures_and_attributes, read
 from onestory.bench.quality.world_stories import world_stories
 from onestory.demo import asset
-from onestory.demo.train import painter
-from onestory.demo.train.autoencoder import Autoencoder, standardise
-from onestory.demo.train.loop import Stage
-from onestory.demo.world.attributes import FRAME, IDENTITY, NAMES, VALUES, draw, select
-from onestory.demo.world.captions import ACTIVITY_WORDS, SCENE_WORDS, TIME_WORDS, caption
-from onestory.demo.world.render import render
 from onestory.tools import host
 from onestory.tools.failure import Failure
+from onestory.world.drawing.attributes import FRAME, IDENTITY, NAMES, VALUES, draw, select
+from onestory.world.drawing.captions import ACTIVITY_WORDS, SCENE_WORDS, TIME_WORDS, caption
+from onestory.world.drawing.render import render
+from onestory.world.train import painter
+from onestory.world.train.autoencoder import Autoencoder, standardise
+from onestory.world.train.loop import Stage
 from reference import relative_error
 from safetensors.torch import save_file
 
@@ -319,6 +319,6 @@ def test_the_probe_learns_to_read_pictures(tmp_path):
 
 
 def test_without_the_trained_weights_one_sentence_says_how_to_make_them(tmp_path, monkeypatch):
-    monkeypatch.setattr(host, "WORLD", host.ROOT / "demo" / "nothing.safetensors")
-    with pytest.raises(Failure, match="There is no demo/nothing.safetensors: docs/story-world.md says how"):
+    monkeypatch.setattr(host, "WORLD", host.ROOT / "world" / "nothing.safetensors")
+    with pytest.raises(Failure, match="There is no world/nothing.safetensors: docs/story-world.md says how"):
         host.world_checkpoint(host.Host(COMFYUI, Path(sys.executable)), tmp_path)

@@ -31,13 +31,13 @@ WORKFLOWS = host.ROOT / "workflows"
 WORKFLOW = WORKFLOWS / "api" / "One Prompt One Story.json"
 COMPARISON = WORKFLOWS / "api" / "Story vs Separate Prompts.json"
 WAYS = ("separate prompts", "one prompt")
-WORLD_STORY = host.ROOT / "demo" / "story.txt"
+WORLD_STORY = host.ROOT / "world" / "story.txt"
 
-# What suits the Story World's checkpoint, which knows no words but its own (demo/world/captions.py).
+# What suits the Story World's checkpoint, which knows no words but its own (world/drawing/captions.py).
 WORLD: dict[str, Any] = {"size": (128, 128), "steps": 20, "seed": 5, "negative": "", "page_width": 1280}
 
 LOG = host.HOST / "comfyui.log"
-COMPARE = host.ROOT / "demo" / "comparison.py"
+COMPARE = host.TOOLS / "comparison.py"
 
 # The width of the text tokens that a checkpoint's U-Net takes, and the size of the pictures it was trained on.
 TRAINED_SIZES = {768: 512, 1024: 768, 2048: 1024, 1280: 1024}

@@ -30,7 +30,7 @@ from .failure import Failure
 ROOT = Path(__file__).resolve().parents[1]
 HOST = ROOT / ".host"
 TOOLS = ROOT / "tools"
-WORLD = ROOT / "demo" / "story_world.safetensors"
+WORLD = ROOT / "world" / "story_world.safetensors"
 WORLD_CHECKPOINT = "onestory_world.safetensors"
 PACK = "onestory"
 
@@ -364,7 +364,7 @@ def world_checkpoint(host: Host, folder: Path = HOST) -> Path:
     """
     if not WORLD.is_file():
         raise Failure(f"There is no {WORLD.relative_to(ROOT)}: docs/story-world.md says how to train and pack it.")
-    script = ROOT / "demo" / "asset.py"
+    script = ROOT / "world" / "asset.py"
     stem = Path(WORLD_CHECKPOINT).stem
     file = checkpoint(host, folder, stem, [script, WORLD], "Story World's checkpoint", script, WORLD)
     return put(file, checkpoint_folder(host)) if is_own(host) else file

@@ -7,7 +7,7 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from ...demo.world.attributes import FRAME, IDENTITY
+from ...world.drawing.attributes import FRAME, IDENTITY
 from .world_stories import WorldStory
 
 CONFIDENT = 0.8

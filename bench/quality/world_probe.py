@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...demo.train.loop import Stage, channels_last
-from ...demo.world.attributes import VALUES, Attributes, draw, select
-from ...demo.world.render import SIDE, render
+from ...world.drawing.attributes import VALUES, Attributes, draw, select
+from ...world.drawing.render import SIDE, render
+from ...world.train.loop import Stage, channels_last
 
 HELD_OUT_SEED = 10**6
 SHIFT = 4

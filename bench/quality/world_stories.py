@@ -3,9 +3,9 @@
 import random
 from typing import NamedTuple
 
-from ...demo.world.attributes import FRAME, IDENTITY, MOON, VALUES
-from ...demo.world.captions import Picture, frame_prompt, identity_prompt
 from ...story.files import StoryText
+from ...world.drawing.attributes import FRAME, IDENTITY, MOON, VALUES
+from ...world.drawing.captions import Picture, frame_prompt, identity_prompt
 
 FRAMES = 5
 SAID = ("activity", "scene", "time")

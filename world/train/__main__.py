@@ -1,6 +1,6 @@
 """Train the Story World's checkpoint, or go on where the last run stopped.
 
-    python -m demo.train [--folder DIR] [--minutes M] [--stages NAME,...] [--device cuda] [--scale X]
+    python -m world.train [--folder DIR] [--minutes M] [--stages NAME,...] [--device cuda] [--scale X]
 
 Runs from the repository's root with nothing but PyTorch and safetensors. After each run the folder holds every stage's
 state, a log of its losses and a picture of samples; `--pack` writes the asset from them.
@@ -33,7 +33,7 @@ def stages(folder: Path, scale: float, device: str) -> list[Stage]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="demo.train", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        prog="world.train", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--folder", type=Path, default=ROOT / ".host" / "train", help="where the training's state is")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after so long; run again to go on")

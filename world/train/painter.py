@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..world.attributes import VALUES, Attributes, draw, select
-from ..world.captions import caption
-from ..world.render import SIDE, render
+from ..drawing.attributes import VALUES, Attributes, draw, select
+from ..drawing.captions import caption
+from ..drawing.render import SIDE, render
 from .autoencoder import Autoencoder, DecoderStage, standardised
 from .loop import Stage, channels_last, trained_weights
 from .text_encoder import LENGTH, TextEncoder
@@ -22,7 +22,7 @@ from .unet import UNet
 VOCABULARY: dict[str, int] = {
     word: ids[0]
     for word, ids in json.loads(
-        (Path(__file__).parents[1] / "world" / "vocabulary.json").read_text(encoding="utf-8")
+        (Path(__file__).parents[1] / "drawing" / "vocabulary.json").read_text(encoding="utf-8")
     ).items()
 }
 """CLIP's token of every word of the captions; each is one token."""

@@ -19,7 +19,7 @@ if "onestory" not in sys.modules:
     sys.modules["onestory"] = types.ModuleType("onestory")
     sys.modules["onestory"].__path__ = [str(Path(__file__).resolve().parents[1])]
 
-from onestory.story.board import draw_board  # noqa: E402
+from onestory.pages.board import draw_board  # noqa: E402
 
 INK, PAPER = (40, 36, 32), (250, 248, 243)
 FRAME_WIDTH = 320

@@ -8,12 +8,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
+from ..story.parts import EOT, IDENTITY, SOT, Line, Part
 from .board import INK, PAPER, Box, region
 from .heat import DISTANCE, GAIN, colours, readable_on, shade
 from .lettering import SetLine, Typeface, clean, clusters
-
-SOT, IDENTITY, EOT = -1, -2, -3
-"""Roles of tokens that are no frame's; a frame's tokens have its number as theirs."""
 
 WIDTH = 1280
 EDGE = 40
@@ -33,22 +31,6 @@ QUIET = INK + 0.4 * (PAPER - INK)
 SMOOTH = 2
 NUMBERED = 48
 """From this many pixels on, a pair's square has room for its number."""
-
-
-class Part(NamedTuple):
-    """The tokens of the identity of `characters`, or of one frame prompt, as text."""
-
-    role: int
-    tokens: tuple[str, ...]
-    characters: tuple[str, ...]
-
-
-class Line(NamedTuple):
-    """One row of the embedding: the frame it draws; for each encoder and token, role and gain [encoders, tokens]."""
-
-    frame: int
-    roles: tuple[tuple[int, ...], ...]
-    gains: np.ndarray
 
 
 class Shape(NamedTuple):

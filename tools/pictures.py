@@ -1,6 +1,6 @@
 """Draw the README's picture, the workflows' thumbnails with the Story World's checkpoint, and the pack's icon.
 
-    .host/venv/bin/python demo/pictures.py [NAME ...]
+    .host/venv/bin/python tools/pictures.py [NAME ...]
 
 Each thumbnail is made by the workflow's own graph, with a story and sizes that suit the checkpoint. Its LoRA and its
 ControlNet know another model and are left out.
@@ -23,12 +23,12 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.modules["onestory"] = types.ModuleType("onestory")
 sys.modules["onestory"].__path__ = [str(ROOT)]
 
-from onestory.demo.comparison import INK, PAPER, compare  # noqa: E402
-from onestory.demo.world.attributes import VALUES, draw  # noqa: E402
-from onestory.demo.world.render import render  # noqa: E402
 from onestory.story.files import StoryText  # noqa: E402
 from onestory.tools import demo, host  # noqa: E402
 from onestory.tools.client import Client, Workflow, images  # noqa: E402
+from onestory.tools.comparison import INK, PAPER, compare  # noqa: E402
+from onestory.world.drawing.attributes import VALUES, draw  # noqa: E402
+from onestory.world.drawing.render import render  # noqa: E402
 
 WORKFLOWS = ROOT / "workflows"
 BANNER = ROOT / "docs" / "story.jpg"

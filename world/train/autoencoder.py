@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..world.attributes import draw
-from ..world.render import render
+from ..drawing.attributes import draw
+from ..drawing.render import render
 from .loop import Stage, channels_last, trained_weights
 
 CROP = 64

@@ -1,0 +1,1 @@
+"""What is drawn for a person to read: boards with captions, sheets of tokens and similarities, heat maps."""

@@ -52,6 +52,6 @@ def show_story(node: type[io.ComfyNode], story: Story, name: str = "") -> ui.Pre
     text = "\n".join(story.warnings)
     # The editor shows a node's preview text only where it knows the node, but progress text everywhere.
     if node.hidden and PromptServer.instance.client_id is not None:
-        shown = f"⚠ {text}" if text else summary(story)
+        shown = "\n".join(f"⚠ {warning}" for warning in story.warnings) or summary(story)
         PromptServer.instance.send_progress_text(shown, node.hidden.unique_id, PromptServer.instance.client_id)
     return ui.PreviewText(text) if text else None

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from conftest import ROOT
+from onestory.story.script import parse_script
 from studio import NAMES, WORKFLOWS, draft, read, twin
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -367,3 +368,41 @@ def test_a_saved_workflow_comes_back_with_every_value(page, studio):
     show_all(page)
     page.screenshot(path=SCREENSHOTS / "every node.png")
     page.set_viewport_size(SMALL)
+
+
+def test_story_script_takes_dynamic_prompts_and_shows_its_warnings(page):
+    open_template(page, "Two Characters")
+    page.evaluate(
+        """texts => {
+            const node = app.graph.nodes.find(n => n.type === "OneStoryScript")
+            node.widgets.forEach((widget, i) => (widget.value = texts[i]))
+            app.graph.nodes.filter(n => n !== node).forEach(n => app.graph.remove(n))
+            const latent = LiteGraph.createNode("OneStoryLatent")
+            const save = LiteGraph.createNode("SaveLatent")
+            for (const added of [latent, save]) app.graph.add(added)
+            node.connect(0, latent, 0)
+            latent.connect(0, save, 0)
+        }""",
+        [
+            "[Mia] a girl // the heroine\n[Rex] a dog",
+            "[Mia] and [Rex] under the {sun|sun}\n// a note\n/* another\none */\nhome",
+        ],
+    )
+    (script,) = (node["inputs"] for node in api_of(page).values() if node["class_type"] == "OneStoryScript")
+    assert parse_script(script["identity"], script["frames"]).characters == (("Mia", "a girl"), ("Rex", "a dog"))
+    frames = parse_script(script["identity"], script["frames"]).frames
+    assert [frame.prompt for frame in frames] == ["under the sun", "home"]
+    for text, shown in (("home", "mentions no character"), ("[rex]、[mia]: home", "2 frames: Mia 2, Rex 2")):
+        page.evaluate(
+            """text => {
+                const [, frames] = app.graph.nodes.find(n => n.type === "OneStoryScript").widgets
+                frames.value = frames.value.replace(/home$/, text)
+            }""",
+            text,
+        )
+        kind, detail = press_run(page)
+        assert kind == "execution_success", detail
+        page.get_by_text(shown).wait_for()
+        page.wait_for_timeout(500)
+        page.screenshot(path=SCREENSHOTS / f"script {shown}.png")
+    assert page.errors == []

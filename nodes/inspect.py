@@ -25,7 +25,7 @@ class OneStoryInspect(io.ComfyNode):
             inputs=[
                 io.Conditioning.Input(
                     "conditioning",
-                    tooltip="From Story Prompt, SVR or Naive Reweighting, or any node behind them. Strengths are "
+                    tooltip="From Story Prompt, SVR or Naive Reweighting, or any node after them. Strengths are "
                     "against what the text encoder gave in Story Prompt, so no second wire is needed. Of several "
                     "combined conditionings, the first with a story is shown.",
                 )

@@ -198,14 +198,16 @@ class Typeface:
             start += len(unit)
             kind = class_of(unit[0])
             among = kind == "N" or (kind == "E" and right_to_left) or (kind not in "LRAE" and level % 2)
-            before = runs[-1][0] if runs and unit == " " else None
-            near = next((font for font in (own if among else None, before) if font and self.has_all(font, unit)), None)
-            for font, part in [(near, unit)] if near else self.parts_of(unit):
+            before = runs[-1][0] if runs else self.fonts[0]
+            wanted = (own if among else None, before if unit == " " and runs else None)
+            near = next((font for font in wanted if font and self.has_all(font, unit)), None)
+            # A mark of direction alone is an empty run, which keeps numbers on its two sides apart.
+            for font, part in [(near, unit)] if near else self.parts_of(unit) or [(before, "")]:
                 if runs and runs[-1][0] is font and runs[-1][2] == level:
                     runs[-1] = (font, runs[-1][1] + part, level)
                 else:
                     runs.append((font, part, level))
-        return [self.drawn(*runs[i]) for i in visual_order([level for _, _, level in runs])]
+        return [self.drawn(*runs[i]) for i in visual_order([level for _, _, level in runs]) if runs[i][1]]
 
     def drawn(self, font: ImageFont.FreeTypeFont, text: str, level: int) -> Run:
         if self.raqm:

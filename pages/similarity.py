@@ -9,7 +9,7 @@ GREY = 0.5
 INSIDE = 0.5
 """From this mask value on, a pixel belongs to the subject's bounding square."""
 MOST_PAIRS = 200_000
-"""A text of more pairs leaves out those in the middle: a thousand frames have 30 MB of pairs."""
+"""A text of more pairs leaves out those in the middle: a thousand frames have half a million."""
 
 
 def similarities(embeds: np.ndarray) -> np.ndarray:

@@ -312,11 +312,13 @@ def test_mixed_lines_read_in_their_order(text, runs):
 def test_any_line_of_one_font_is_as_raqm_draws_it_whole():
     """Random lines of Arabic letters, both kinds of digits, brackets, separators and marks of direction."""
     rng = random.Random(5)
-    face, letters = Typeface(20), "ابتثج  س 12 34 ٣٤ ۵۶ ()[]{} +-/.,:%! \u200e\u200f"
+    face, letters = Typeface(20), "ابتثج  س 12 34 ٣٤ ۵۶ (())[]{} +-/.,:%! \u200e\u200e\u200e\u200f"
     face.fonts = [face.load(str(ARABIC_FONT))]
-    for _ in range(150):
+    for _ in range(400):
         text = clean("ا" * rng.randint(0, 1) + "".join(rng.choices(letters, k=rng.randint(3, 14))))
-        if not text or not re.search(r"[^\u200e\u200f]", text):
+        if not text or re.search(
+            "[ا-ي]\u200e+[ا-ي]", text
+        ):  # a word broken by a left-to-right mark, which nobody writes
             continue
         line = face.set_line(text)
         direction = "rtl" if line.right_to_left else "ltr"

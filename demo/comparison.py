@@ -8,7 +8,7 @@ The workflow in the first frame's metadata goes into the picture's, so that Comf
 import argparse
 import sys
 import types
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,7 @@ FRAME_WIDTH = 320
 LONGEST_ROW = 10
 
 
-def compare(ways: dict[str, Sequence[Image.Image]]) -> Image.Image:
+def compare(ways: Mapping[str, Sequence[Image.Image]]) -> Image.Image:
     """Frames of equal size, by the names of the ways that they were drawn in, as one picture."""
     rows = {name: row(frames) for name, frames in ways.items()}
     sheet = Image.new(

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -383,7 +383,7 @@ def save(folder: Path, found: dict[str, list[bytes]]) -> list[tuple[str, Path]]:
     return paths
 
 
-def compare(this: host.Host, folder: Path, rows: dict[str, Sequence[Path]]) -> Path:
+def compare(this: host.Host, folder: Path, rows: Mapping[str, Sequence[Path]]) -> Path:
     """Draw the frames of each way as a row under its name, in the host's Python, which has Pillow."""
     path = free_path(folder / "comparison.png")
     words = [word for name, frames in rows.items() for word in ("--row", name, *map(str, frames))]

@@ -1,14 +1,23 @@
 """The pack in the real editor, in headless Chromium. Screenshots go to out/browser."""
 
+import base64
 import copy
+import json
 import os
+import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import COMFYUI, ROOT
 from onestory.story.script import parse_script
-from studio import NAMES, WORKFLOWS, draft, read, twin
+from onestory.tools import client, host
+from PIL import Image
+from studio import NAMES, WORKFLOWS, draft, read, saved, twin
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -43,16 +52,20 @@ def page(studio, tmp_path_factory) -> Iterator["playwright.Page"]:
         )
         page = context.pages[0]
         page.set_default_timeout(PATIENCE)
-        page.goto(studio.url)
-        wait_for_editor(page)
-        # The template browser opens by itself on the first visit.
-        page.get_by_test_id("template-workflows-content").wait_for()
-        page.keyboard.press("Escape")
+        visit(page, studio.url)
         page.errors = []
         page.on("console", lambda m: m.type == "error" and page.errors.append(f"{m.text} ({m.location['url']})"))
         page.on("pageerror", lambda error: page.errors.append(str(error)))
         yield page
         context.close()
+
+
+def visit(page: "playwright.Page", url: str) -> None:
+    """Open the editor for the first time: the template browser opens by itself."""
+    page.goto(url)
+    wait_for_editor(page)
+    page.get_by_test_id("template-workflows-content").wait_for()
+    page.keyboard.press("Escape")
 
 
 def wait_for_editor(page: "playwright.Page") -> None:
@@ -406,3 +419,77 @@ def test_story_script_takes_dynamic_prompts_and_shows_its_warnings(page):
         page.wait_for_timeout(500)
         page.screenshot(path=SCREENSHOTS / f"script {shown}.png")
     assert page.errors == []
+
+
+@contextmanager
+def started_as_the_readme_says(folder: Path) -> Iterator[str]:
+    """The editor of the ComfyUI in `.host`, by README's command line; gives its URL. It writes into `folder`."""
+    (words,) = re.findall(r"`(\.host/venv/bin/python [^`]+)`", (ROOT / "README.md").read_text(encoding="utf-8"))
+    port = host.free_port()
+    command = [*words.split(), "--cpu", "--use-pytorch-cross-attention", "--port", str(port)]
+    for kind in ("output", "temp", "user"):
+        (folder / kind).mkdir()
+        command += [f"--{kind}-directory", str(folder / kind)]
+    command += ["--database-url", f"sqlite:///{folder / 'comfyui.db'}"]
+    with open(folder / "log", "wb") as log:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        host.wait_until_up(process, url, folder / "log")
+        yield url
+    finally:
+        host.stop(process)
+
+
+def drop(page: "playwright.Page", file: Path) -> None:
+    """Drop a picture on the canvas."""
+    transfer = page.evaluate_handle(
+        """([name, data]) => {
+            const transfer = new DataTransfer()
+            const bytes = Uint8Array.from(atob(data), character => character.charCodeAt(0))
+            transfer.items.add(new File([bytes], name, { type: "image/png" }))
+            return transfer
+        }""",
+        [file.name, base64.b64encode(file.read_bytes()).decode()],
+    )
+    page.dispatch_event("#graph-canvas", "drop", {"dataTransfer": transfer})
+
+
+@pytest.mark.skipif((host.HOST / "ComfyUI").resolve() != COMFYUI, reason="this is not the ComfyUI that the demo set up")
+@pytest.mark.timeout(600)
+def test_a_picture_of_the_demo_dropped_on_the_canvas_is_drawn_again(page, tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "COMFYUI_PATH"}
+    command = [sys.executable, ROOT / "run.py", "demo", "--steps", "1", "--out", tmp_path / "out"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    picture = tmp_path / "out" / "frame_one_prompt_02.png"
+    with started_as_the_readme_says(tmp_path) as url:
+        editor = page.context.new_page()
+        editor.set_default_timeout(PATIENCE)
+        visit(editor, url)
+        drop(editor, picture)
+        original = read(WORKFLOWS / "Story vs Separate Prompts.json")
+        editor.wait_for_function("id => app.graph.id === id", arg=original["id"])
+        # The editor is masked while it reads a file, and a mask that leaves too soon misses the end of its own fading.
+        editor.wait_for_function(
+            """() => {
+                document.querySelectorAll(".p-overlay-mask-leave").forEach(mask => mask.remove())
+                return !document.querySelector(".p-blockui-mask")
+            }"""
+        )
+        assert editor.evaluate("app.graph.groups.map(group => group.title)") == [g["title"] for g in original["groups"]]
+        loader = "app.graph.nodes.find(n => n.type === 'CheckpointLoaderSimple').widgets[0]"
+        assert host.WORLD_CHECKPOINT in editor.evaluate(f"{loader}.options.values")
+        assert api_of(editor) == json.loads(Image.open(picture).text["prompt"])
+        kind, detail = press_run(editor)
+        assert kind == "execution_success", detail
+        server = client.Client(url)
+        (entry,) = server.get("/history").values()
+        again = saved(server, entry["outputs"], "10")
+        assert [image.tobytes() for image in again] == [
+            Image.open(path).tobytes() for path in sorted(picture.parent.glob("frame_one_prompt_*.png"))
+        ]
+        show_all(editor)
+        editor.wait_for_timeout(500)
+        editor.screenshot(path=SCREENSHOTS / "dropped picture.png")
+        editor.close()

@@ -148,8 +148,8 @@ def icon() -> Image.Image:
         shown[name][:] = VALUES[name].index(value)
     for i, (scene, time) in enumerate(places):
         shown["scene"][i], shown["time"][i] = VALUES["scene"].index(scene), VALUES["time"].index(time)
-    for name, value in {"x": 0, "y": 0, "sway": 0, "size": 1}.items():
-        shown[name][:] = value
+    for name, place in {"x": 0.0, "y": 0.0, "sway": 0.0, "size": 1.0}.items():
+        shown[name][:] = place
     half = ICON_SIDE // 2
     side = half - ICON_GAP
     sheet = Image.new("RGB", (ICON_SIDE, ICON_SIDE), PAPER)

@@ -154,6 +154,34 @@ def test_other_model_patches_run_beside_it_in_either_order(sd, tale, frames, neg
         assert relative_error(run(ipca(sd.model), frames, negative, wide), want) > 1e-3
 
 
+def keys_and_values_by_turns(conditioning):
+    """What a CLIP patched by NegPiP gives where all weights are positive: every token as a key, then as a value."""
+    return [
+        [
+            embeds.repeat_interleave(2, dim=1),
+            o | ({KEY: o[KEY]._replace(record=o[KEY].record._replace(interleaved=2))} if KEY in o else {}),
+        ]
+        for embeds, o in conditioning
+    ]
+
+
+@pytest.mark.parametrize("changed", [{}, {"variant": "paper"}, {"dropout": 0.5}])
+def test_ipca_works_with_tokens_that_are_keys_and_values_by_turns(sd, frames, negative, latent, latents, changed):
+    model = ipca(sd.model, **changed)
+    model.set_model_attn2_patch(lambda n, context, value, extra: (n, context[:, 0::2], value[:, 1::2]))
+    got = run(model, keys_and_values_by_turns(frames), keys_and_values_by_turns(negative), latent)
+    assert relative_error(got, latents(changed)) < 1e-5
+
+
+def test_a_conditioning_that_is_not_its_records_is_a_sentence_before_sampling(sd, frames, negative, latent):
+    short = [[embeds[:, :40], options] for embeds, options in frames]
+    with pytest.raises(ValueError, match="The sampler found 40 tokens where the story's record has 77"):
+        run(ipca(sd.model), short, negative, latent)
+    picked = [[embeds[:1], options] for embeds, options in frames]
+    with pytest.raises(ValueError, match="The sampler found 1 rows where the story's record has 4"):
+        run(ipca(sd.model), picked, negative, latent_rows(latent, [0]))
+
+
 # --- off, before and after --------------------------------------------------------------------------------------------
 
 

@@ -25,7 +25,7 @@ class OneStoryAttentionRecorder(io.ComfyNode):
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="Any SD1.x, SD2.x or SDXL model. It may stand before or behind IPCA and other patches.",
+                    tooltip="Any SD1.x, SD2.x or SDXL model. It may stand before or after IPCA and other patches.",
                 ),
                 *reach_inputs(
                     blocks="output.3-5",
@@ -58,7 +58,7 @@ class OneStoryAttentionView(io.ComfyNode):
             search_aliases=ALIASES,
             is_output_node=True,
             inputs=[
-                io.Image.Input("images", tooltip="The story's frames, from VAE Decode behind the recorded sampler."),
+                io.Image.Input("images", tooltip="The story's frames, from VAE Decode after the recorded sampler."),
                 STORY_ATTENTION.Input("attention", tooltip="From the Attention Recorder that patches its model."),
                 io.Combo.Input(
                     "scale",
@@ -89,7 +89,7 @@ class OneStoryAttentionView(io.ComfyNode):
         if len(images) != len(maps):
             raise ValueError(
                 f"Attention View has {len(images)} images and a story of {len(maps)} frames: wire `images` from the "
-                "VAE Decode of the recorded sampler, behind Join Story if the story is split."
+                "VAE Decode of the recorded sampler, after Join Story if the story is split."
             )
         masks = resize(stretch(maps, scale == "story"), *images.shape[1:3]).clamp(0, 1)
         shown = torch.from_numpy(overlay(images[..., :3].to("cpu", torch.float32).numpy(), masks.numpy(), opacity))

@@ -270,7 +270,7 @@ def items(node: Node) -> list[Node]:
     if not isinstance(node.value, list):
         raise problem(
             node.where,
-            f"here is {kind(node)}, where a list belongs: write one item a line behind “- ”, or all of them in “[ ]”.",
+            f"here is {kind(node)}, where a list belongs: write one item a line after “- ”, or all of them in “[ ]”.",
         )
     return node.value
 

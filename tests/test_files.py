@@ -420,7 +420,7 @@ MISTAKES = {
     "frames of keys": (
         "a.yaml",
         "identity: a fox\nframes:\n  a: b\n",
-        "“a.yaml”, line 2 (frames): here is a set of keys, where a list belongs: write one item a line behind “- ”, "
+        "“a.yaml”, line 2 (frames): here is a set of keys, where a list belongs: write one item a line after “- ”, "
         "or all of them in “[ ]”.",
     ),
     "no frames": (
@@ -459,7 +459,7 @@ MISTAKES = {
     "benchmark": (
         "a.yaml",
         "animals:\n- style: a\n  subject: b\n  settings: c\n",
-        "“a.yaml”, line 4 (animals[0].settings): here is a text, where a list belongs: write one item a line behind “- "
+        "“a.yaml”, line 4 (animals[0].settings): here is a text, where a list belongs: write one item a line after “- "
         "”, or all of them in “[ ]”.",
     ),
 }

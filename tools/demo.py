@@ -358,7 +358,7 @@ def duration(seconds: float) -> str:
 
 
 def pictures(client: Client, workflow: Workflow, outputs: dict) -> dict[str, list[bytes]]:
-    """What the Save Image nodes wrote, by their prefix behind "OneStory/": "frame", "board", "frame one prompt"."""
+    """What the Save Image nodes wrote, by their prefix after "OneStory/": "frame", "board", "frame one prompt"."""
     found = {}
     for key, node in workflow.items():
         folder, _, kind = node["inputs"].get("filename_prefix", "").partition("/")

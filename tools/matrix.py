@@ -164,7 +164,7 @@ def draw(client: Client, path: Path, info: dict) -> dict:
 
 
 def draft(workflow: Workflow, name: str) -> Workflow:
-    """The workflow at small size, with a Save Latent behind every sampler."""
+    """The workflow at small size, with a Save Latent after every sampler."""
     for node in workflow.values():
         node["inputs"].update({name: value for name, value in SMALL.items() if name in node["inputs"]})
     samplers = [key for key, node in workflow.items() if node["class_type"] in SAMPLERS]

@@ -105,7 +105,7 @@ def graph_of(name: str, picture: Picture, checkpoint: str) -> Workflow:
 
 
 def boards(client: Client, graph: Workflow) -> dict[str, Image.Image]:
-    """The pictures of the graph's boards, by what they are called behind "OneStory/board"."""
+    """The pictures of the graph's boards, by what they are called after "OneStory/board"."""
     outputs = client.run(graph, demo.ProgressBar(graph))
     found = {}
     for key, node in graph.items():

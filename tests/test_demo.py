@@ -206,7 +206,9 @@ def test_a_story_the_nodes_refuse_is_their_sentence(fast, tmp_path):
     story.write_text(f"A fox\n\n{'very ' * 90}long\n")
     done = run_demo(*fast, "--story", story)
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("OneStoryPrompt (node 3): Frame 1 (“very very")
+    assert done.stderr.splitlines()[-1].startswith(
+        "OneStoryPrompt (node 3): Frame 1 is too long for CLIP-L by 18 tokens: "
+    )
     assert "Traceback" not in done.stderr and not (tmp_path / "out").exists()
 
 

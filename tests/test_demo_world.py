@@ -113,7 +113,7 @@ def test_bench_quality_shares_a_cpu_between_servers(own_host, tmp_path, monkeypa
 
 def test_the_pictures_that_are_shown_ask_for_what_the_checkpoint_knows(monkeypatch):
     monkeypatch.setitem(sys.modules, "onestory", sys.modules["onestory"])  # the script replaces it
-    pictures = importlib.import_module("onestory.demo.pictures")
+    pictures = importlib.import_module("onestory.tools.pictures")
     stories = {name: (picture.identity, picture.frames) for name, picture in pictures.STORIES.items()}
     for identity, frames in (*stories.values(), demo.read_story(demo.WORLD_STORY)[1:]):
         for frame in parse_script(identity, frames).frames:

@@ -11,9 +11,9 @@ from conftest import COMFYUI
 from onestory.bench.quality.world_measures import frechet, interval, measures
 from onestory.bench.quality.world_probe import ProbeStage, accuracies, pictures_and_attributes, read
 from onestory.bench.quality.world_stories import world_stories
-from onestory.demo import asset
 from onestory.tools import host
 from onestory.tools.failure import Failure
+from onestory.world import asset
 from onestory.world.drawing.attributes import FRAME, IDENTITY, NAMES, VALUES, draw, select
 from onestory.world.drawing.captions import ACTIVITY_WORDS, SCENE_WORDS, TIME_WORDS, caption
 from onestory.world.drawing.render import render

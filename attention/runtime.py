@@ -80,12 +80,10 @@ def outer_sample(
     """Before a sampler starts: a batch that is not the story's is an error, a graph without a story a warning."""
     guider = executor.class_obj
     options = guider.model_options
-    entries = positive(guider.conds)
-    records = [c[KEY].record for _, c in entries if KEY in c]
-    for _, c in entries:
-        if KEY in c:
-            c[KEY].record.check(c["cross_attn"], "The sampler")
-    for record in records:
+    stories = [c for _, c in positive(guider.conds) if KEY in c]
+    records = [c[KEY].record for c in stories]
+    for story, record in zip(stories, records):
+        record.check(story["cross_attn"], "The sampler")
         if noise.shape[0] != len(record.rows) and "context_handler" not in options:
             raise ValueError(wrong_batch(noise.shape[0], len(record.rows)))
         if len(record.rows) < record.frames:

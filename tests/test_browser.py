@@ -484,7 +484,7 @@ def test_a_picture_of_the_demo_dropped_on_the_canvas_is_drawn_again(page, tmp_pa
         kind, detail = press_run(editor)
         assert kind == "execution_success", detail
         server = client.Client(url)
-        (entry,) = server.get("/history").values()
+        entry = server.wait(detail["prompt_id"], None, lambda kind, data: None)  # the editor hears of the end first
         again = saved(server, entry["outputs"], "10")
         assert [image.tobytes() for image in again] == [
             Image.open(path).tobytes() for path in sorted(picture.parent.glob("frame_one_prompt_*.png"))

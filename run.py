@@ -8,6 +8,7 @@ if sys.version_info < (3, 11):
 
 import argparse
 import difflib
+import importlib
 import re
 import signal
 import types
@@ -17,15 +18,15 @@ from pathlib import Path
 sys.modules["onestory"] = types.ModuleType("onestory")
 sys.modules["onestory"].__path__ = [str(Path(__file__).resolve().parent)]
 
-from onestory.tools import bench, check, demo, matrix  # noqa: E402
+from onestory.tools import environment  # noqa: E402
 from onestory.tools.failure import Failure  # noqa: E402
 
 # name: the module that has the verb's `add_arguments(parser)` and `run(args)`, what it does
 VERBS = {
-    "demo": (demo, "make a story's frames and board with ComfyUI"),
-    "test": (check, "run every check and test"),
-    "bench": (bench, "measure how fast the pack is"),
-    "matrix": (matrix, "try the pack on every ComfyUI version"),
+    "demo": ("tools.demo", "make a story's frames and board with ComfyUI"),
+    "test": ("tools.check", "run every check and test"),
+    "bench": ("tools.bench", "measure how fast the pack is"),
+    "matrix": ("tools.matrix", "try the pack on every ComfyUI version"),
 }
 
 
@@ -43,24 +44,32 @@ class Parser(argparse.ArgumentParser):
 
 
 def main() -> int:
-    parser = Parser(prog="run.py", description=__doc__)
-    verbs = parser.add_subparsers(metavar="VERB", required=True)
-    for name, (module, purpose) in VERBS.items():
-        verb = verbs.add_parser(name, help=purpose)
-        module.add_arguments(verb)
-        verb.set_defaults(run=module.run)
-    args, args.others = parser.parse_known_args()
     for name in ("SIGTERM", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), lambda number, frame: sys.exit(128 + number))
     try:
-        return args.run(args)
+        return run(sys.argv[1:])
     except Failure as failure:
         print(failure, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)
         return 130
+
+
+def run(words: list[str]) -> int:
+    """Run the verb that comes first, whose module needs the tools' environment; without one only parse."""
+    parser = Parser(prog="run.py", description=__doc__)
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+    for name, (module_name, purpose) in VERBS.items():
+        verb = verbs.add_parser(name, help=purpose)
+        if name in words[:1]:
+            environment.enter(__file__)
+            module = importlib.import_module(f"onestory.{module_name}")
+            module.add_arguments(verb)
+            verb.set_defaults(run=module.run)
+    args, args.others = parser.parse_known_args(words)
+    return args.run(args)
 
 
 if __name__ == "__main__":

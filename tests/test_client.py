@@ -1,7 +1,8 @@
-"""The client: its websocket against hand-made bytes, the rest against the real server."""
+"""The client: its messages against hand-made bytes, the rest against the real server."""
 
 import base64
 import hashlib
+import json
 import socket
 import struct
 import threading
@@ -9,7 +10,7 @@ import time
 
 import pytest
 from onestory.tools import client
-from onestory.tools.client import Client, WebSocket, WorkflowError
+from onestory.tools.client import Client, Messages, WorkflowError
 from onestory.tools.failure import Failure
 
 TEXT, BINARY, CLOSE, PING, PONG = 0x1, 0x2, 0x8, 0x9, 0xA
@@ -40,67 +41,55 @@ class Peer:
         request = self.connection.recv(4096).decode()
         key = next(line.split(": ")[1] for line in request.split("\r\n") if line.startswith("Sec-WebSocket-Key"))
         accept = base64.b64encode(hashlib.sha1(f"{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11".encode()).digest())
-        head = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: " + accept
-        self.connection.sendall(head + b"\r\n\r\n" + self.first)
+        head = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        self.connection.sendall(head + b"Sec-WebSocket-Accept: " + accept + b"\r\n\r\n" + self.first)
 
 
 @pytest.fixture
 def connect():
-    """Connects a WebSocket to a new peer; both are closed afterwards."""
+    """Messages from a new peer; both are closed afterwards."""
     opened = []
 
-    def connect(first: bytes = b"") -> tuple[WebSocket, socket.socket]:
+    def connect(first: bytes = b"") -> tuple[Messages, socket.socket]:
         peer = Peer(first)
-        websocket = WebSocket(peer.url)
+        messages = Messages(peer.url)
         peer.thread.join()
-        opened.extend([websocket, peer.connection, peer.listener])
-        return websocket, peer.connection
+        opened.extend([messages, peer.connection, peer.listener])
+        return messages, peer.connection
 
     yield connect
     for each in opened:
         each.close()
 
 
-@pytest.mark.parametrize("size", [0, 1, 125, 126, 65535, 65536, 300_000])
-def test_a_text_message_of_any_length_arrives(connect, size):
-    websocket, peer = connect()
-    threading.Thread(target=peer.sendall, args=(frame(b"x" * size),)).start()
-    assert websocket.receive(5) == "x" * size
-
-
-def test_a_message_behind_the_handshake_in_the_same_packet_arrives(connect):
-    websocket, _ = connect(frame(b"early"))
-    assert websocket.receive(5) == "early"
-
-
 def test_fragments_are_joined_around_a_ping_and_binary_messages_are_skipped(connect):
-    websocket, peer = connect()
+    messages, peer = connect()
     parts = "one–two".encode()
     peer.sendall(frame(b"preview", BINARY, final=False) + frame(b"more", 0))
     peer.sendall(frame(parts[:4], final=False) + frame(b"are you there", PING) + frame(parts[4:], 0))
-    assert websocket.receive(5) == "one–two"
+    assert messages.receive(5) == "one–two"
     head, mask, payload = (lambda data: (data[:2], data[2:6], data[6:]))(peer.recv(100))
     assert head == bytes([0x80 | PONG, 0x80 | 13])
     assert bytes(byte ^ mask[i % 4] for i, byte in enumerate(payload)) == b"are you there"
 
 
 def test_a_message_may_come_byte_by_byte_across_timeouts(connect):
-    websocket, peer = connect()
+    messages, peer = connect()
     received = []
     for byte in frame(b"slow" * 40):
         assert received in ([], [None])
         peer.sendall(bytes([byte]))
-        received = [websocket.receive(0.01)]
-    assert received == ["slow" * 40] or websocket.receive(5) == "slow" * 40
+        received = [messages.receive(0.01)]
+    assert received == ["slow" * 40] or messages.receive(5) == "slow" * 40
 
 
 @pytest.mark.parametrize("end", [frame(b"", CLOSE), b""], ids=["close frame", "dropped"])
-def test_the_end_of_a_connection_is_an_os_error(connect, end):
-    websocket, peer = connect()
+def test_the_end_of_a_connection_is_one_of_its_errors(connect, end):
+    messages, peer = connect()
     peer.sendall(end)
     peer.shutdown(socket.SHUT_RDWR)
-    with pytest.raises(OSError, match="websocket"):
-        websocket.receive(5)
+    with pytest.raises(client.CONNECTION_ERRORS):
+        messages.receive(5)
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1", "127.0.0.1:1"])
@@ -109,9 +98,28 @@ def test_no_server_is_one_sentence_with_its_address(url):
         Client(url).get("/system_stats")
 
 
-def test_an_address_without_a_host_is_an_error():
+@pytest.mark.parametrize("url", ["http://", "http://[::1"])
+def test_an_address_without_a_host_is_an_error(url):
     with pytest.raises(Failure, match="is not a server's address"):
-        Client("http://")
+        Client(url)
+
+
+def test_a_server_on_this_machine_is_not_looked_for_behind_a_proxy(server, monkeypatch):
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "example.com")
+    here = Client(server.url)
+    messages = here.open_messages()
+    assert json.loads(messages.receive(10))["type"] == "status"
+    messages.close()
+    with pytest.raises(Failure, match="No ComfyUI answers at http://comfyui.example.org: .*refused"):
+        Client("http://comfyui.example.org").get("/queue")
+
+
+def test_what_a_server_refuses_is_one_sentence(server):
+    with pytest.raises(client.Refused, match=r"/view\?filename=none.png does not .*: HTTP Error 404: "):
+        server.download({"filename": "none.png"})
 
 
 def test_a_workflow_runs_and_its_pictures_come_back(server):
@@ -124,30 +132,30 @@ def test_a_workflow_runs_and_its_pictures_come_back(server):
 
 def test_an_uploaded_picture_can_be_loaded(server):
     outputs = server.run({"1": EMPTY_IMAGE, "2": SAVE_IMAGE})
-    name = server.upload("up.png", server.download(client.images(outputs, ["2"])[0]))
+    name = server.upload("über.png", server.download(client.images(outputs, ["2"])[0]))
     assert name in server.choices("LoadImage", "image")
 
 
 def test_a_dropped_websocket_loses_only_the_progress(server, monkeypatch):
-    class Dropped(WebSocket):
+    class Dropped(Messages):
         def receive(self, timeout):
             raise ConnectionError("dropped")
 
-    monkeypatch.setattr(client, "WebSocket", Dropped)
+    monkeypatch.setattr(client, "Messages", Dropped)
     assert server.run({"1": EMPTY_IMAGE, "2": SAVE_IMAGE})["2"]["images"]
 
 
 def test_a_server_without_websockets_works(server, monkeypatch):
-    monkeypatch.setattr(server, "open_websocket", lambda: None)
+    monkeypatch.setattr(server, "open_messages", lambda: None)
     assert server.run({"1": EMPTY_IMAGE, "2": SAVE_IMAGE})["2"]["images"]
 
 
 def test_a_lost_websocket_that_stays_silent_is_noticed(server, monkeypatch):
-    class Silent(WebSocket):
+    class Silent(Messages):
         def receive(self, timeout):
             time.sleep(0.1)
 
-    monkeypatch.setattr(client, "WebSocket", Silent)
+    monkeypatch.setattr(client, "Messages", Silent)
     monkeypatch.setattr(client, "PATIENCE", 0.5)
     assert server.run({"1": EMPTY_IMAGE, "2": SAVE_IMAGE})["2"]["images"]
 

@@ -276,9 +276,10 @@ def test_a_server_of_its_own_makes_the_story_and_is_gone_afterwards(checkpoint, 
 @pytest.mark.parametrize(("width", "side"), [(768, 512), (1024, 768), (2048, 1024)])
 def test_a_checkpoints_header_tells_the_size_it_was_trained_on(tmp_path, width, side):
     name = "model.diffusion_model.input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight"
-    header = json.dumps({"__metadata__": {}, name: {"dtype": "F16", "shape": [640, width], "data_offsets": [0, 0]}})
+    size = 640 * width * 2
+    header = json.dumps({"__metadata__": {}, name: {"dtype": "F16", "shape": [640, width], "data_offsets": [0, size]}})
     file = tmp_path / "a.safetensors"
-    file.write_bytes(struct.pack("<Q", len(header)) + header.encode())
+    file.write_bytes(struct.pack("<Q", len(header)) + header.encode() + bytes(size))
     assert demo.trained_size(file) == side
 
 

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from onestory.tools import host
+from onestory.tools import environment, host
 from onestory.tools.failure import Failure
 
 FAKE_SERVER = """
@@ -94,14 +94,14 @@ def test_a_comfyui_runs_in_its_own_environment_or_in_a_python_that_has_torch(tmp
     assert host.find_python(make_comfyui(tmp_path / "a")) == host.venv_python(tmp_path / "a" / "venv")
     bare = make_comfyui(tmp_path / "b", python=False)
     assert host.find_python(bare) == Path(sys.executable)
-    monkeypatch.setattr(host.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(host, "has_modules", lambda python, *names: False)
     with pytest.raises(Failure, match="Run this command with the Python that starts that ComfyUI"):
         host.find_python(bare)
 
 
 def test_a_comfyui_that_was_set_up_here_is_known_with_its_environment(no_variable, tmp_path, monkeypatch):
     monkeypatch.setattr(host, "HOST", tmp_path / ".host")
-    monkeypatch.setattr(host.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(host, "has_modules", lambda python, *names: False)
     own = make_comfyui(host.HOST / "ComfyUI", python=False)
     python = host.venv_python(host.HOST / "venv")
     python.parent.mkdir(parents=True)
@@ -215,45 +215,49 @@ def test_another_archive_than_the_pinned_one_is_refused_with_both_sums(tmp_path)
 def fake_steps(monkeypatch: pytest.MonkeyPatch, done: list[str]) -> None:
     """Replace what needs the network by steps that only leave their files."""
 
-    def make_venv(folder):
+    def make(venv, held):
         done.append("venv")
-        host.venv_python(folder).parent.mkdir(parents=True, exist_ok=True)
-        host.venv_python(folder).touch()
+        host.venv_python(venv).parent.mkdir(parents=True, exist_ok=True)
+        host.venv_python(venv).touch()
 
-    def download(folder, python, source):
+    def install(python, held, *files):
+        done.append("install")
+        return True
+
+    def download(folder, source):
         done.append("download")
         names = ("main.py", "comfy/x.py", "requirements.txt")
         return make_archive(folder / "a.tar.gz", *(f"{source.folder}/{name}" for name in names))
 
-    monkeypatch.setattr(host, "make_venv", make_venv)
+    monkeypatch.setattr(environment, "make", make)
+    monkeypatch.setattr(environment, "install", install)
     monkeypatch.setattr(host, "download", download)
     monkeypatch.setattr(host, "check", lambda archive, source: None)
-    monkeypatch.setattr(host, "install", lambda python, *files: done.append("install"))
 
 
 @pytest.mark.parametrize(
-    ("step", "repeated"),
+    ("module", "step", "repeated"),
     [
-        ("make_venv", ["venv", "download", "install"]),
-        ("download", ["venv", "download", "install"]),
-        ("extract", ["venv", "download", "install"]),
-        ("install", ["venv", "install"]),
+        (host, "download", ["download", "venv", "install"]),
+        (host, "extract", ["download", "venv", "install"]),
+        (environment, "make", ["venv", "install"]),
+        (environment, "install", ["venv", "install"]),
     ],
 )
-def test_a_set_up_that_was_stopped_in_any_step_is_finished_by_the_next(tmp_path, monkeypatch, step, repeated):
+def test_a_set_up_that_was_stopped_in_any_step_is_finished_by_the_next(tmp_path, monkeypatch, module, step, repeated):
     done: list[str] = []
     fake_steps(monkeypatch, done)
     with monkeypatch.context() as patch:
-        whole = getattr(host, step)
+        whole = getattr(module, step)
 
         def stopped(*args):
             whole(*args)
             raise KeyboardInterrupt
 
-        patch.setattr(host, step, stopped)
+        patch.setattr(module, step, stopped)
         with pytest.raises(KeyboardInterrupt):
             host.set_up(tmp_path)
-    assert host.is_stamped(tmp_path / "ComfyUI", host.NEWEST.sha256) == (step == "install")
+    assert host.is_stamped(tmp_path / "ComfyUI", host.NEWEST.sha256) == (module is environment)
     done.clear()
     made = host.set_up(tmp_path)
     assert done == repeated
@@ -292,6 +296,13 @@ def test_two_runs_do_not_set_up_at_once(tmp_path):
     assert other.communicate(timeout=20)[0] == "in\n"
 
 
+def test_what_a_users_python_lacks_is_named_whatever_its_versions(tmp_path):
+    (tmp_path / "a.txt").write_text("# what a needs\nPyYAML==0.1\nno-such-package==1.0\n")
+    (tmp_path / "b.txt").write_text("pytest_xdist==0.1\nplaywright==0.1\nno-other-one==1.0\n")
+    found = host.missing_packages(Path(sys.executable), tmp_path / "a.txt", tmp_path / "b.txt")
+    assert found == ["no-such-package", "no-other-one"]
+
+
 def test_uv_gets_pips_settings(tmp_path, monkeypatch):
     config = tmp_path / "pip.conf"
     config.write_text(
@@ -303,7 +314,7 @@ def test_uv_gets_pips_settings(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_CERT", "/cert.pem")
     if subprocess.run([sys.executable, "-m", "pip", "--version"], capture_output=True).returncode:
         pytest.skip("this environment has no pip")
-    settings = host.uv_settings(Path(sys.executable))
+    settings = environment.uv_settings(Path(sys.executable))
     assert settings["UV_DEFAULT_INDEX"] == "http://index/simple"
     assert settings["UV_INDEX"] == "http://one http://two"
     assert settings["UV_FIND_LINKS"] == "/a,/b"
@@ -339,6 +350,17 @@ def test_a_server_is_stopped_with_its_children_when_the_block_fails(tmp_path, mo
         pids = [int(pid) for pid in (folder / "pids").read_text().split()]
         assert all(map(is_running, pids))
         raise ZeroDivisionError
+    wait_for(lambda: not any(map(is_running, pids)))
+
+
+def test_what_a_dead_process_left_in_the_servers_group_is_stopped_too(tmp_path, monkeypatch):
+    orphan = 'import subprocess, sys; subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])'
+    main = FAKE_SERVER.replace("child = ", f"subprocess.run([sys.executable, '-c', {orphan!r}])\nchild = ")
+    this = host.Host(make_comfyui(tmp_path / "comfyui", main), Path(sys.executable))
+    with host.running(this, tmp_path, cpu=True):
+        pid = int((tmp_path / "pids").read_text().split()[0])
+        pids = [each.pid for each in host.family(pid)]
+        assert len(pids) == 3
     wait_for(lambda: not any(map(is_running, pids)))
 
 

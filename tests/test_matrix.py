@@ -16,8 +16,8 @@ def made(**changed) -> dict:
 
 
 def test_the_numbers_of_a_latent_file_are_read():
-    header = json.dumps({"latent_tensor": {"dtype": "F32", "shape": [2], "data_offsets": [4, 12]}}).encode()
-    data = struct.pack("<Q", len(header)) + header + b"skip" + struct.pack("<2f", 0.5, -2.0)
+    header = json.dumps({"latent_tensor": {"dtype": "F32", "shape": [1, 2], "data_offsets": [0, 8]}}).encode()
+    data = struct.pack("<Q", len(header)) + header + struct.pack("<2f", 0.5, -2.0)
     assert matrix.values(data).tolist() == [0.5, -2.0]
 
 

@@ -223,22 +223,24 @@ def first(count: int, request: str, how: str):
 
 
 @pytest.mark.parametrize(
-    ("request_", "how", "says"),
+    ("request_", "how", "times", "says"),
     [
-        ("POST /prompt", "reset", "No ComfyUI answers at "),
-        ("POST /prompt", "cut", "No ComfyUI answers at "),
-        ("POST /prompt", "502", "HTTP Error 502"),
-        ("GET /view", "reset", "No ComfyUI answers at "),
-        ("GET /view", "cut", "No ComfyUI answers at "),
-        ("GET /history", "reset", ""),
-        ("GET /history", "cut", ""),
-        ("GET /history", "502", ""),
-        ("GET /ws", "reset", ""),
+        ("POST /prompt", "reset", 1, "No ComfyUI answers at "),
+        ("POST /prompt", "cut", 1, "No ComfyUI answers at "),
+        ("POST /prompt", "502", 1, "HTTP Error 502"),
+        ("GET /view", "reset", 1, ""),
+        ("GET /view", "502", 1, ""),
+        ("GET /view", "reset", 3, "No ComfyUI answers at "),
+        ("GET /view", "cut", 1, "No ComfyUI answers at "),
+        ("GET /history", "reset", 1, ""),
+        ("GET /history", "cut", 1, ""),
+        ("GET /history", "502", 1, ""),
+        ("GET /ws", "reset", 1, ""),
     ],
 )
-def test_a_connection_that_fails_once_loses_no_server(maker_of, proxy, tmp_path, capsys, request_, how, says):
+def test_a_connection_that_fails_once_loses_no_server(maker_of, proxy, tmp_path, capsys, request_, how, times, says):
     """While a board is being made, nothing is lost; else the story is made again, which is told."""
-    proxy.spoil = first(1, request_, how)
+    proxy.spoil = first(times, request_, how)
     assert maker_of(Client(proxy.url)).run() == {}
     assert boards(tmp_path / "out") == ["000_Owl_map/separate-1", "001_Robot/separate-1"]
     told = [line for line in capsys.readouterr().err.splitlines() if " is done at " not in line]

@@ -1,19 +1,19 @@
-"""A client of a running ComfyUI server, in the standard library alone."""
+"""A client of a running ComfyUI server."""
 
-import base64
-import hashlib
 import http.client
 import json
-import os
-import socket
 import ssl
-import struct
 import time
-import urllib.error
 import urllib.parse
-import urllib.request
 import uuid
 from collections.abc import Callable, Iterable
+from typing import Any
+
+import requests
+import urllib3
+import websocket
+from requests.adapters import HTTPAdapter
+from urllib3.util import Retry
 
 from .failure import Failure
 
@@ -22,11 +22,27 @@ Progress = Callable[[str, dict], None]
 
 TICK = 1.0
 PATIENCE = 10.0
+REQUEST_SECONDS, CONNECT_SECONDS = 60, 10
 GATEWAY_ERRORS = (502, 503, 504)
+AGAIN = Retry(
+    2, backoff_factor=0.5, status_forcelist=GATEWAY_ERRORS, raise_on_status=False, respect_retry_after_header=False
+)
+"""How pictures are asked for again, within a second or two: without one of them a whole story is drawn again."""
+
+
+CONNECTION_ERRORS = (OSError, http.client.HTTPException, urllib3.exceptions.HTTPError, websocket.WebSocketException)
 
 
 class Unreachable(Failure):
     """The connection failed, or a proxy says that its own did."""
+
+
+class Refused(Failure):
+    """The server answered with an error; `answer` is what it wrote."""
+
+    def __init__(self, message: str, answer: bytes):
+        super().__init__(message)
+        self.answer = answer
 
 
 class WorkflowError(Failure):
@@ -39,43 +55,61 @@ class WorkflowError(Failure):
         self.node_type = node_type
 
 
+class Adapter(HTTPAdapter):
+    """Trusts the certificates that this machine's system trusts, beside those of requests."""
+
+    def init_poolmanager(self, *args: Any, **options: Any) -> None:
+        super().init_poolmanager(*args, ssl_context=ssl.create_default_context(), **options)
+
+
 class Client:
     """Talks to the server at `url`. Raises `Failure` when nothing answers there."""
 
     def __init__(self, url: str):
         self.url = url.rstrip("/") if "://" in url else f"http://{url.rstrip('/')}"
         self.id = uuid.uuid4().hex
-        host = urllib.parse.urlsplit(self.url).hostname
+        try:
+            host = urllib.parse.urlsplit(self.url).hostname
+        except ValueError:
+            host = None
         if not host:
             raise Failure(f"{url!r} is not a server's address: write one like http://127.0.0.1:8188.")
-        direct = [urllib.request.ProxyHandler({})] if is_loopback(host) else []
-        self.opener = urllib.request.build_opener(*direct)
+        self.is_local = is_loopback(host)
+        self.session = requests.Session()
+        self.session.trust_env = not self.is_local  # else the environment's proxy would be asked for this machine
+        self.session.headers["Connection"] = "close"  # a kept connection fails where a new one would not
+        self.session.mount(self.url, Adapter())
+        self.session.mount(f"{self.url}/view", Adapter(max_retries=AGAIN))
 
-    def request(self, path: str, body: bytes | None = None, content_type: str = "application/json") -> bytes:
-        """GET `path`, or POST `body` to it. Raises `Unreachable`, and `urllib.error.HTTPError` for a refusal."""
-        request = urllib.request.Request(f"{self.url}{path}", body, {"Content-Type": content_type} if body else {})
+    def request(self, path: str, **content: Any) -> bytes:
+        """GET `path`, or POST `content` to it: the `data`, `files` and `headers` that requests takes.
+
+        Raises `Unreachable`, and `Refused` when the server answers with an error.
+        """
+        method = "POST" if content else "GET"
         try:
-            with self.opener.open(request, timeout=60) as response:
-                return response.read()
-        except urllib.error.HTTPError as error:
-            if error.code not in GATEWAY_ERRORS:
-                raise
-            raise Unreachable(f"No ComfyUI answers at {self.url}: {error}.") from None
-        except (OSError, ValueError, http.client.HTTPException) as error:
-            raise Unreachable(f"No ComfyUI answers at {self.url}: {getattr(error, 'reason', error)}.") from None
+            response = self.session.request(method, f"{self.url}{path}", timeout=REQUEST_SECONDS, **content)
+        except (*CONNECTION_ERRORS, ValueError) as error:
+            raise Unreachable(f"No ComfyUI answers at {self.url}: {reason(error)}.") from None
+        fault = f"HTTP Error {response.status_code}: {response.reason}"
+        if response.status_code in GATEWAY_ERRORS:
+            raise Unreachable(f"No ComfyUI answers at {self.url}: {fault}.")
+        if not response.ok:
+            raise Refused(f"{self.url}{path} does not answer like ComfyUI: {fault}.", response.content)
+        return response.content
 
     def get(self, path: str) -> dict:
         """GET `path` and return its JSON."""
-        try:
-            return json.loads(self.request(path))
-        except (urllib.error.HTTPError, ValueError) as error:
-            raise Failure(f"{self.url}{path} does not answer like ComfyUI: {error}.") from None
+        return self.parse(path, self.request(path))
 
     def post(self, path: str, body: dict) -> dict:
         """POST JSON to `path` and return the answer's JSON ({} when it is empty)."""
-        answer = self.request(path, json.dumps(body).encode())
+        content = {"data": json.dumps(body), "headers": {"Content-Type": "application/json"}}
+        return self.parse(path, self.request(path, **content) or b"{}")
+
+    def parse(self, path: str, answer: bytes) -> dict:
         try:
-            return json.loads(answer or b"{}")
+            return json.loads(answer)
         except ValueError as error:
             raise Failure(f"{self.url}{path} does not answer like ComfyUI: {error}.") from None
 
@@ -93,10 +127,8 @@ class Client:
 
     def upload(self, name: str, data: bytes) -> str:
         """Put an image into the server's input folder; returns the name that LoadImage takes."""
-        boundary = uuid.uuid4().hex
-        head = f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="{name}"\r\n\r\n'
-        body = head.encode() + data + f"\r\n--{boundary}--\r\n".encode()
-        answer = json.loads(self.request("/upload/image", body, f"multipart/form-data; boundary={boundary}"))
+        path = "/upload/image"
+        answer = self.parse(path, self.request(path, files={"image": (name, data)}))
         return "/".join(filter(None, (answer["subfolder"], answer["name"])))
 
     def run(self, workflow: Workflow, progress: Progress | None = None, editor: dict | None = None) -> dict[str, dict]:
@@ -107,7 +139,7 @@ class Client:
         none. A dropped websocket loses only those.
         Leaving early, by Ctrl-C too, takes the workflow off the server. Raises `WorkflowError`.
         """
-        messages = self.open_websocket()
+        messages = self.open_messages()
         try:
             prompt_id = self.submit(workflow, editor)
             try:
@@ -121,13 +153,12 @@ class Client:
         raise_error(entry["status"])
         return entry["outputs"]
 
-    def open_websocket(self) -> "WebSocket | None":
-        """The server's message stream for this client, or None where websockets don't get through."""
-        url = urllib.parse.urlsplit(self.url)
-        scheme = "wss" if url.scheme == "https" else "ws"
+    def open_messages(self) -> "Messages | None":
+        """The server's messages for this client, or None where websockets don't get through."""
+        scheme, _, rest = self.url.partition("://")
         try:
-            return WebSocket(f"{scheme}://{url.netloc}{url.path}/ws?clientId={self.id}")
-        except OSError:
+            return Messages(f"{'wss' if scheme == 'https' else 'ws'}://{rest}/ws?clientId={self.id}", self.is_local)
+        except CONNECTION_ERRORS:
             return None
 
     def submit(self, workflow: Workflow, editor: dict | None = None) -> str:
@@ -135,12 +166,12 @@ class Client:
         try:
             metadata = {"extra_data": {"extra_pnginfo": {"workflow": editor}}} if editor else {}
             answer = self.post("/prompt", {"prompt": workflow, "client_id": self.id, **metadata})
-        except urllib.error.HTTPError as error:
+        except Refused as refused:
             try:
-                answer = json.loads(error.read())
+                answer = json.loads(refused.answer)
                 fault = answer["error"]
-            except (OSError, ValueError, KeyError, TypeError, http.client.HTTPException):
-                raise Failure(f"{self.url} refused the workflow: {error}.") from None
+            except (ValueError, KeyError, TypeError):
+                raise refused from None
             raise_node_error(answer.get("node_errors") or {})
             extra = fault["extra_info"]
             raise WorkflowError(fault["message"], extra.get("node_id", ""), extra.get("class_type", "")) from None
@@ -149,7 +180,7 @@ class Client:
             raise_node_error(answer["node_errors"])
         return answer["prompt_id"]
 
-    def wait(self, prompt_id: str, messages: "WebSocket | None", progress: Progress) -> dict:
+    def wait(self, prompt_id: str, messages: "Messages | None", progress: Progress) -> dict:
         """Follow a queued workflow; returns its history entry. Bears a server out of reach for `PATIENCE` seconds."""
         asked = time.monotonic()
         unreachable: float | None = None
@@ -159,7 +190,7 @@ class Client:
             if messages:
                 try:
                     kind, data = parse_message(messages.receive(TICK))
-                except OSError:
+                except CONNECTION_ERRORS:
                     messages.close()
                     messages = None
                     continue
@@ -199,12 +230,19 @@ class Client:
             while self.has_queued(prompt_id) and time.monotonic() < deadline:
                 self.post("/interrupt", {"prompt_id": prompt_id})
                 time.sleep(0.2)
-        except (Failure, urllib.error.HTTPError):
+        except Failure:
             pass
 
     def has_queued(self, prompt_id: str) -> bool:
         """Whether a workflow waits or runs on the server."""
         return any(prompt_id == item[1] for items in self.get("/queue").values() for item in items)
+
+
+def reason(error: BaseException) -> BaseException:
+    """What a connection failed for, below the exceptions that libraries wrap around it."""
+    while isinstance(inner := error.__cause__ or error.__context__, CONNECTION_ERRORS):
+        error = inner
+    return error
 
 
 def is_loopback(host: str) -> bool:
@@ -240,101 +278,35 @@ def parse_message(text: str | None) -> tuple[str, dict]:
     return message.get("type", ""), data if isinstance(data, dict) else {}
 
 
-class WebSocket:
-    """The receiving end of a websocket (RFC 6455): text messages only; pings are answered, binary messages skipped.
+class Messages:
+    """The text messages of a websocket; pings are answered, binary messages skipped.
 
-    Raises `OSError` when it can't connect and once the connection is gone.
+    Raises one of `CONNECTION_ERRORS` when it can't connect and once the connection is gone.
     """
 
-    def __init__(self, url: str):
-        parts = urllib.parse.urlsplit(url)
-        secure = parts.scheme == "wss"
-        address = (parts.hostname, parts.port or (443 if secure else 80))
-        self.socket = socket.create_connection(address, timeout=10)
-        self.buffer = b""
-        self.text: list[bytes] = []
-        self.is_text = False
-        try:
-            if secure:
-                self.socket = ssl.create_default_context().wrap_socket(self.socket, server_hostname=parts.hostname)
-            self.shake_hands(f"{parts.path}?{parts.query}", parts.netloc.rpartition("@")[2])
-        except BaseException:
-            self.socket.close()
-            raise
-
-    def shake_hands(self, path: str, host: str) -> None:
-        key = base64.b64encode(os.urandom(16)).decode()
-        self.socket.sendall(
-            f"GET {path} HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
-        )
-        while b"\r\n\r\n" not in self.buffer:
-            self.read_more()
-        head, _, self.buffer = self.buffer.partition(b"\r\n\r\n")
-        status, *lines = head.decode("latin-1").split("\r\n")
-        headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-        accept = hashlib.sha1(f"{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11".encode()).digest()
-        if status.split()[1:2] != ["101"] or headers.get("sec-websocket-accept") != base64.b64encode(accept).decode():
-            raise ConnectionError(f"no websocket there: {status}")
+    def __init__(self, url: str, is_local: bool = False):
+        options: dict[str, Any] = {"suppress_origin": True, "skip_utf8_validation": True}
+        if is_local:  # a proxy that is named and then excepted: the one way to have the environment's left alone
+            options |= {"http_proxy_host": "none", "http_proxy_port": 1, "http_no_proxy": ["*"]}
+        self.socket = websocket.create_connection(url, CONNECT_SECONDS, **options)
 
     def receive(self, timeout: float) -> str | None:
         """The next text message, or None when `timeout` seconds bring none."""
         deadline = time.monotonic() + timeout
-        while True:
-            frame = self.take_frame()
-            if frame is None:
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    return None
-                self.socket.settimeout(left)
-                try:
-                    self.read_more()
-                except TimeoutError:
-                    return None
-                continue
-            final, opcode, payload = frame
-            if opcode == 0x8:
-                raise ConnectionError("the server closed the websocket")
-            if opcode == 0x9:
-                self.send(0xA, payload)
-            elif opcode < 0x8:
-                if opcode:
-                    self.is_text = opcode == 0x1
-                    self.text = []
-                self.text.append(payload)
-                if final and self.is_text:
-                    return b"".join(self.text).decode()
-
-    def take_frame(self) -> tuple[bool, int, bytes] | None:
-        """Cut one whole frame off the buffer: (final, opcode, payload); None while it isn't whole yet."""
-        if len(self.buffer) < 2:
-            return None
-        start, size = 2, self.buffer[1] & 0x7F
-        if size > 125:
-            start += 2 if size == 126 else 8
-            if len(self.buffer) < start:
+        while (left := deadline - time.monotonic()) > 0:
+            self.socket.settimeout(left)
+            try:
+                opcode, data = self.socket.recv_data(control_frame=True)
+            except websocket.WebSocketTimeoutException:
                 return None
-            (size,) = struct.unpack(">H" if start == 4 else ">Q", self.buffer[2:start])
-        if len(self.buffer) < start + size:
-            return None
-        first, payload = self.buffer[0], self.buffer[start : start + size]
-        self.buffer = self.buffer[start + size :]
-        return bool(first & 0x80), first & 0x0F, payload
-
-    def read_more(self) -> None:
-        data = self.socket.recv(65536)
-        if not data:
-            raise ConnectionError("the server dropped the websocket")
-        self.buffer += data
-
-    def send(self, opcode: int, payload: bytes) -> None:
-        """Send one masked control frame (its payload is at most 125 bytes)."""
-        mask = os.urandom(4)
-        masked = bytes(byte ^ mask[i % 4] for i, byte in enumerate(payload))
-        self.socket.sendall(bytes([0x80 | opcode, 0x80 | len(payload)]) + mask + masked)
+            if opcode == websocket.ABNF.OPCODE_CLOSE:
+                raise ConnectionError("the server closed the websocket")
+            if opcode == websocket.ABNF.OPCODE_TEXT:
+                return data.decode("utf-8", "replace")
+        return None
 
     def close(self) -> None:
-        self.socket.close()
+        self.socket.shutdown()
 
 
 def images(outputs: dict[str, dict], node_ids: Iterable[str]) -> list[dict]:

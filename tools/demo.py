@@ -11,7 +11,6 @@ import json
 import os
 import re
 import shlex
-import struct
 import subprocess
 import sys
 import tempfile
@@ -21,10 +20,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import safetensors
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
 from ..story.files import StoryText, read_story_file
 from ..story.script import parse_script
 from . import host
 from .client import Client, Workflow, images
+from .comparison import compare
 from .failure import Failure
 
 WORKFLOWS = host.ROOT / "workflows"
@@ -37,7 +41,6 @@ WORLD_STORY = host.ROOT / "world" / "story.txt"
 WORLD: dict[str, Any] = {"size": (128, 128), "steps": 20, "seed": 5, "negative": "", "page_width": 1280}
 
 LOG = host.HOST / "comfyui.log"
-COMPARE = host.TOOLS / "comparison.py"
 
 # The width of the text tokens that a checkpoint's U-Net takes, and the size of the pictures it was trained on.
 TRAINED_SIZES = {768: 512, 1024: 768, 2048: 1024, 1280: 1024}
@@ -120,7 +123,7 @@ def run(args: argparse.Namespace) -> int:
         paths = save(folder, found)
         if world and place.comfyui:
             rows = {way: [path for kind, path in paths if kind == f"frame {way}"] for way in WAYS}
-            paths.append(("comparison", compare(place.comfyui, folder, rows)))
+            paths.append(("comparison", save_comparison(folder, rows)))
     host.say(next_step(place, device == "cpu"))
     print(*(path for _, path in paths), sep="\n")
     return 0
@@ -219,14 +222,12 @@ def models_folder(checkpoint: Path, folder: Path) -> Path:
 
 def trained_size(checkpoint: Path) -> int | None:
     """The side of the pictures that a checkpoint was trained on, by its header; None when that doesn't tell."""
-    with open(checkpoint, "rb") as file:
-        try:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(min(length, 2**26)))
-        except (struct.error, ValueError):
-            return None
-    shapes = [tensor["shape"] for name, tensor in header.items() if CROSS_ATTENTION.fullmatch(name)]
-    return TRAINED_SIZES.get(shapes[0][1]) if shapes else None
+    try:
+        with safetensors.safe_open(checkpoint, "numpy") as file:
+            name = next(filter(CROSS_ATTENTION.fullmatch, file.keys()), None)
+            return TRAINED_SIZES.get(file.get_slice(name).get_shape()[1]) if name else None
+    except safetensors.SafetensorError:
+        return None
 
 
 def fill_in(workflow: Workflow, story: StoryText | None, settings: dict) -> Workflow:
@@ -328,15 +329,13 @@ class ProgressBar:
         if kind == "executing":
             host.show(f"{self.titles.get(data['node'], '')} ..." if data["node"] else "")
         elif kind == "progress" and data["max"]:
-            title = self.titles.get(data["node"], "")
-            filled = round(30 * data["value"] / data["max"])
             rest = self.rest(data)
             if rest and not self.told:
                 host.show("")
                 host.say(f"About {duration(rest)} to go.")
                 self.told = True
-            bar = f"{title} [{'#' * filled}{'.' * (30 - filled)}] {data['value']}/{data['max']}"
-            host.show(f"{bar}, about {duration(rest)} to go" if rest else bar)
+            more = f", about {duration(rest)} to go" if rest else ""
+            host.show(self.titles.get(data["node"], ""), data["value"], data["max"], more)
 
     def rest(self, data: dict) -> float | None:
         """The seconds that the samplers will go on for, where a sampler's progress tells."""
@@ -383,13 +382,15 @@ def save(folder: Path, found: dict[str, list[bytes]]) -> list[tuple[str, Path]]:
     return paths
 
 
-def compare(this: host.Host, folder: Path, rows: Mapping[str, Sequence[Path]]) -> Path:
-    """Draw the frames of each way as a row under its name, in the host's Python, which has Pillow."""
+def save_comparison(folder: Path, rows: Mapping[str, Sequence[Path]]) -> Path:
+    """Draw the frames of each way as a row under its name, with the first frame's workflow in it."""
     path = free_path(folder / "comparison.png")
-    words = [word for name, frames in rows.items() for word in ("--row", name, *map(str, frames))]
-    done = subprocess.run([this.python, COMPARE, path, *words], capture_output=True, text=True)
-    if done.returncode:
-        raise Failure(f"The pictures are in {folder}, but {path.name} could not be drawn:\n{host.tail(done.stderr)}")
+    ways = {name: [Image.open(frame) for frame in frames] for name, frames in rows.items()}
+    metadata = PngInfo()
+    for key, text in next(iter(ways.values()))[0].info.items():
+        if key in ("prompt", "workflow"):
+            metadata.add_text(key, text)
+    compare(ways).save(path, pnginfo=metadata)
     return path
 
 

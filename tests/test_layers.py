@@ -17,6 +17,8 @@ RULES = {
     "pages": ({"story"}, {"numpy", "PIL", "regex"}),
     "nodes": ({"story", "svr", "attention", "pages"}, None),
     "world": (set(), None),
+    "tools": ({"story", "pages", "world"}, None),
+    "bench": (set(ROOMS), None),
 }
 HOST_ROOMS = ("attention/runtime.py", "attention/rows.py", "attention/architectures/")
 

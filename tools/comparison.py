@@ -7,7 +7,6 @@ The workflow in the first frame's metadata goes into the picture's, so that Comf
 
 import argparse
 import sys
-import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,9 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
-if "onestory" not in sys.modules:
-    sys.modules["onestory"] = types.ModuleType("onestory")
-    sys.modules["onestory"].__path__ = [str(Path(__file__).resolve().parents[1])]
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from onestory.pages.board import draw_board  # noqa: E402
 

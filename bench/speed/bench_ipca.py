@@ -55,7 +55,7 @@ def bench_back_end(compare, pytestconfig, device, dtype, back_end, against):
 
     attention = getattr(comfy.ldm.modules.attention, f"attention_{back_end}")
     frames, layer = 4, layers.SDXL[0]
-    tokens, channels, heads = layer.tokens(256 if pytestconfig.getoption("quick") else 512), *layer[1:3]
+    tokens, channels, heads = layer.tokens(256 if pytestconfig.getoption("quick") else 512), layer.channels, layer.heads
     q = random(2 * frames, tokens, channels, device=device, dtype=dtype)
     k, v = (random(2 * frames, 77, channels, device=device, dtype=dtype, seed=s) for s in (1, 2))
     record = stories.record(frames, "SDXL")

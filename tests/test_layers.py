@@ -1,6 +1,6 @@
 """Who may import whom: what ships knows nothing of tools, and each room only of those below it.
 
-.host/venv/bin/python tests/test_layers.py    prints each room: files, lines, what it imports of this project and of others
+.host/venv/bin/python tests/test_layers.py    prints each room: files, lines, what it imports of ours and of others
 """
 
 import ast

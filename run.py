@@ -11,21 +11,15 @@ import difflib
 import importlib
 import re
 import signal
-import types
-from pathlib import Path
 
-# The pack as the package that it is in ComfyUI, without its __init__.py, which needs ComfyUI.
-sys.modules["onestory"] = types.ModuleType("onestory")
-sys.modules["onestory"].__path__ = [str(Path(__file__).resolve().parent)]
-
-from onestory.tools import environment  # noqa: E402
-from onestory.tools.failure import Failure  # noqa: E402
+from onestory.tools import environment
+from onestory.tools.failure import Failure
 
 # name: the module that has the verb's `add_arguments(parser)` and `run(args)`, what it does
 VERBS = {
     "demo": ("tools.demo", "make a story's frames and board with ComfyUI"),
     "test": ("tools.check", "run every check and test"),
-    "bench": ("tools.bench", "measure how fast the pack is"),
+    "bench": ("bench.command", "measure how fast the pack is"),
     "matrix": ("tools.matrix", "try the pack on every ComfyUI version"),
 }
 

@@ -3,9 +3,9 @@ from typing import Any
 import torch
 from comfy_api.latest import io, ui
 
-from ..pages.inspect import draw_story
+from ..pages.prompt_sheet import draw_story
 from ..svr.consolidate import NAMES
-from ..svr.inspect import distances, lines_of, parts_of
+from ..svr.measures import distances, lines_of, parts_of
 from ..svr.record import KEY
 from .types import CATEGORY
 

@@ -12,7 +12,7 @@ from comfy_api.latest import io
 
 from ..story.script import Story
 from ..svr.consolidate import NAMES, Prompt, consolidate
-from ..svr.inspect import token_texts
+from ..svr.measures import token_texts
 from ..svr.record import KEY, Attached, Record, pairs_up
 from .types import CATEGORY, STORY
 

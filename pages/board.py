@@ -1,6 +1,6 @@
 """Draws a story's frames and captions as one page: a grid, a strip, a comic page or four-panel strips."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise, product
 from math import ceil, log
 from typing import NamedTuple
@@ -10,7 +10,6 @@ from PIL import Image
 
 from .lettering import SetLine, Typeface
 
-LAYOUTS = ("grid", "strip", "comic page", "four-panel")
 CAPTION_POSITIONS = ("below", "inside")
 
 PAPER = np.array((0.984, 0.976, 0.961), np.float32)
@@ -51,6 +50,55 @@ class Page(NamedTuple):
     height: int
     border: int
     panels: tuple[Panel, ...]
+    face: Typeface
+
+
+class Plan(NamedTuple):
+    """How a layout arranges a story; lengths are in widths of a frame.
+
+    `blocks` are how many frames stand together in each column of a band, `across` how many of them side by side, about
+    `height` high; `space` lies between frames, `between` between blocks. `columns` is how many blocks stand side by
+    side where the layout decides that, else 0. Without a page width, a frame is at least `readable` pixels wide.
+    Panels are `cropped` to rows of a comic page and `bordered`, and a short last band is `centred` on the page.
+    """
+
+    blocks: list[int]
+    height: float
+    space: float
+    between: float
+    across: int = 1
+    columns: int = 0
+    readable: int = 256
+    cropped: bool = False
+    bordered: bool = False
+    centred: bool = False
+
+    @property
+    def margin(self) -> float:
+        return 1.6 * self.space
+
+    @property
+    def width(self) -> float:
+        return self.across + (self.across - 1) * self.space
+
+    def page_width(self, columns: int) -> float:
+        return columns * self.width + (columns - 1) * self.between + 2 * self.margin
+
+
+class Sizes(NamedTuple):
+    """A plan in pixels: the page's width and that of its blocks, a picture's size, the room around, and the letters.
+
+    `spare` is what a picture leaves free of its block's width.
+    """
+
+    page_width: int
+    across: int
+    picture_height: int
+    spare: int
+    gap: int
+    between: int
+    edge: int
+    border: int
     face: Typeface
 
 
@@ -128,91 +176,124 @@ def lay_out(
     that would hide more than half of its picture goes below it.
     Raises `ValueError` where the page is too narrow.
     """
-    count = len(captions)
-    comic, four_panel = layout == "comic page", layout == "four-panel"
-    if comic:
-        pages = ceil(count / PANELS_PER_PAGE)
-        blocks = [count // pages + (i < count % pages) for i in range(pages)]
-    elif four_panel:
-        blocks = [min(4, count - i) for i in range(0, count, 4)]
-    else:
-        blocks = [1] * count
-
-    # First in widths of a frame.
     tall = min(4.0, height / width)
-    space = gutter / 100 * min(1.0, tall)
-    between, margin = space * (3 if comic else 2.5 if four_panel else 1), 1.6 * space
-    block = 2 + space if comic else 1.0
+    plan = PLANS[layout](len(captions), tall, gutter / 100 * min(1.0, tall))
+    columns = columns_of(plan, columns, page_width)
+    sizes = in_pixels(plan, columns, width, height, page_width)
+    texts = iter(captions)
+    blocks = [
+        [set_row(shares, round(part * sizes.across), texts, sizes, caption_position) for shares, part in shapes]
+        for shapes in block_shapes(plan, sizes, width / height)
+    ]
+    panels: list[Panel] = []
+    top = sizes.edge
+    for first in range(0, len(blocks), columns):
+        band = blocks[first : first + columns]
+        band = stretch(band, sizes.gap) if plan.cropped else level(band)
+        shown = len(band) if plan.centred else columns
+        left = (sizes.page_width - shown * sizes.across - (shown - 1) * sizes.between) // 2
+        ends = []
+        for rows in band:
+            ends.append(place_block(rows, left, top, sizes, panels))
+            left += sizes.across + sizes.between
+        top = max(ends) + sizes.between
+    return Page(sizes.page_width, top - sizes.between + sizes.edge, sizes.border, tuple(panels), sizes.face)
 
-    def page_in_frames(columns: int) -> float:
-        return columns * block + (columns - 1) * between + 2 * margin
 
-    if layout == "strip":
-        columns = count
-    elif not columns:
-        block_height = 2.9 if comic else blocks[0] * (tall + 0.2)
-        roomy = [c for c in range(1, len(blocks) + 1) if not page_width or page_width >= 160 * page_in_frames(c)]
-        columns = pleasing_columns(len(blocks), block / block_height, max(roomy, default=1))
-    columns = min(columns, len(blocks))
+def grid(count: int, tall: float, space: float) -> Plan:
+    """Each frame by itself, `tall` widths high."""
+    return Plan([1] * count, tall + 0.2, space, space, centred=True)
 
-    # Then in pixels.
-    readable = 448 if comic else 256
-    enlarge = max(1, min(ceil(readable / width), 1024 // height))
-    frame = page_width / page_in_frames(columns) if page_width else max(readable, enlarge * width)
+
+def strip(count: int, tall: float, space: float) -> Plan:
+    """All frames side by side."""
+    return Plan([1] * count, tall + 0.2, space, space, columns=count)
+
+
+def comic_page(count: int, tall: float, space: float) -> Plan:
+    """Pages of about as many panels each, in rows of one to three."""
+    pages = ceil(count / PANELS_PER_PAGE)
+    blocks = [count // pages + (i < count % pages) for i in range(pages)]
+    return Plan(blocks, 2.9, space, 3 * space, across=2, readable=448, cropped=True, bordered=True)
+
+
+def four_panel(count: int, tall: float, space: float) -> Plan:
+    """Columns of four frames, one below the other."""
+    blocks = [min(4, count - i) for i in range(0, count, 4)]
+    return Plan(blocks, blocks[0] * (tall + 0.2), space, 2.5 * space, bordered=True)
+
+
+PLANS: dict[str, Callable[[int, float, float], Plan]] = {
+    "grid": grid,
+    "strip": strip,
+    "comic page": comic_page,
+    "four-panel": four_panel,
+}
+LAYOUTS = tuple(PLANS)
+
+
+def columns_of(plan: Plan, columns: int, page_width: int) -> int:
+    """How many blocks stand side by side: as the layout or the user says, else so that the page looks well."""
+    columns = plan.columns or columns
+    if not columns:
+        counts = range(1, len(plan.blocks) + 1)
+        roomy = [c for c in counts if not page_width or page_width >= 160 * plan.page_width(c)]
+        columns = pleasing_columns(len(plan.blocks), plan.width / plan.height, max(roomy, default=1))
+    return min(columns, len(plan.blocks))
+
+
+def in_pixels(plan: Plan, columns: int, width: int, height: int, page_width: int) -> Sizes:
+    """A plan for frames of `width` x `height` pixels on a page of `page_width`, 0 for what the frames need.
+
+    Raises `ValueError` where the page is too narrow.
+    """
+    enlarge = max(1, min(ceil(plan.readable / width), 1024 // height))
+    frame = page_width / plan.page_width(columns) if page_width else max(plan.readable, enlarge * width)
     if frame < SMALLEST_FRAME:
         raise ValueError(
             f"A page {page_width} pixels wide is too narrow for this board: set page_width to "
-            f"{ceil(SMALLEST_FRAME * page_in_frames(columns))} or more, or to 0 for frames at their own size, "
+            f"{ceil(SMALLEST_FRAME * plan.page_width(columns))} or more, or to 0 for frames at their own size, "
             "or put fewer columns side by side."
         )
-    border = max(2, round(frame / 200)) if comic or four_panel else 0
-    gap, between_blocks, edge = (max(border, round(frame * part)) for part in (space, between, margin))
+    border = max(2, round(frame / 200)) if plan.bordered else 0
+    gap, between, edge = (max(border, round(frame * part)) for part in (plan.space, plan.between, plan.margin))
     if page_width:
-        across = (page_width - 2 * edge - (columns - 1) * between_blocks) // columns
+        across = (page_width - 2 * edge - (columns - 1) * between) // columns
         picture_width = max(1, min(across, round(4 * across * width / height)))
         picture_height = max(1, round(picture_width * height / width))
     else:
-        across = int(2 * frame) + gap if comic else int(frame)
+        across = int(plan.across * frame) + (plan.across - 1) * gap
         picture_width, picture_height = enlarge * width, enlarge * height
-        page_width = columns * across + (columns - 1) * between_blocks + 2 * edge
-    spare = 0 if comic else across - picture_width
-    face = Typeface(max(SMALLEST_TEXT, round(frame * min(1.0, 1.6 * tall) / 26)))
+        page_width = columns * across + (columns - 1) * between + 2 * edge
+    spare = 0 if plan.cropped else across - picture_width
+    face = Typeface(max(SMALLEST_TEXT, round(frame * min(1.0, 1.6 * min(4.0, height / width)) / 26)))
+    return Sizes(page_width, across, picture_height, spare, gap, between, edge, border, face)
 
-    texts = iter(captions)
-    page: list[list[Row]] = []
+
+def block_shapes(plan: Plan, sizes: Sizes, aspect: float) -> Iterator[list[tuple[tuple[float, ...], float]]]:
+    """For each block its rows: the panels' shares of the width, and the pictures' height in widths of the block."""
     page_height = 1.4
-    for number, size in enumerate(blocks):
-        shapes: Sequence[tuple[tuple[float, ...], float]] = [((1.0,), picture_height / across)] * size
-        if comic:
-            shapes = comic_rows(size, max(0.25, width / height), number, page_height)
-            page_height = sum(part for _, part in shapes)
-        page.append(
-            [
-                set_row(face, shares, round(part * across), texts, across, gap, spare, caption_position)
-                for shares, part in shapes
-            ]
-        )
+    for number, size in enumerate(plan.blocks):
+        if not plan.cropped:
+            yield [((1.0,), sizes.picture_height / sizes.across)] * size
+            continue
+        rows = comic_rows(size, max(0.25, aspect), number, page_height)
+        page_height = sum(part for _, part in rows)
+        yield rows
 
-    panels: list[Panel] = []
-    top = edge
-    for first in range(0, len(page), columns):
-        band = page[first : first + columns]
-        band = stretch(band, gap) if comic else level(band)
-        shown = len(band) if layout == "grid" else columns
-        left = (page_width - shown * across - (shown - 1) * between_blocks) // 2
-        ends = []
-        for rows in band:
-            y = top
-            for row in rows:
-                for cell in row.cells:
-                    x, end = left + cell.left + spare // 2, left + cell.right - (spare - spare // 2)
-                    room = Box(left + cell.left, y + row.height, left + cell.right, y + row.height + row.depth)
-                    panels.append(place(face, cell, Box(x, y, end, y + row.height), room))
-                y += row.height + row.depth + gap
-            ends.append(y - gap)
-            left += across + between_blocks
-        top = max(ends) + between_blocks
-    return Page(page_width, top - between_blocks + edge, border, tuple(panels), face)
+
+def place_block(rows: list[Row], left: int, top: int, sizes: Sizes, panels: list[Panel]) -> int:
+    """Add the panels of a block, whose upper left corner is given, to `panels`; returns its lower end."""
+    before = sizes.spare // 2
+    after = sizes.spare - before
+    for row in rows:
+        bottom = top + row.height
+        for cell in row.cells:
+            picture = Box(left + cell.left + before, top, left + cell.right - after, bottom)
+            room = Box(left + cell.left, bottom, left + cell.right, bottom + row.depth)
+            panels.append(place(sizes.face, cell, picture, room))
+        top = bottom + row.depth + sizes.gap
+    return top - sizes.gap
 
 
 def pleasing_columns(blocks: int, aspect: float, most: int) -> int:
@@ -248,24 +329,17 @@ def comic_rows(panels: int, aspect: float, page: int, page_height: float) -> lis
 
 
 def set_row(
-    face: Typeface,
-    shares: tuple[float, ...],
-    height: int,
-    captions: Iterator[str],
-    across: int,
-    gap: int,
-    spare: int,
-    caption_position: str,
+    shares: tuple[float, ...], height: int, captions: Iterator[str], sizes: Sizes, caption_position: str
 ) -> Row:
-    """Set the next of `captions` for panels that divide `across` pixels by `shares`, with pictures that leave
-    `spare` pixels of a panel's width free."""
+    """Set the next of `captions` for panels that divide a block's width by `shares`, with pictures of one `height`."""
+    face, gap = sizes.face, sizes.gap
     inset = round(0.5 * face.size)
     cells = []
-    room = across - gap * (len(shares) - 1)
+    room = sizes.across - gap * (len(shares) - 1)
     for j in range(len(shares)):
         left, right = (round(room * sum(shares[:k])) + gap * j for k in (j, j + 1))
         caption = next(captions)
-        inner = right - left - spare - 4 * inset
+        inner = right - left - sizes.spare - 4 * inset
         lines = face.set_text(caption, inner) if caption_position == "inside" and inner >= 4 * face.size else ()
         inside = bool(lines) and depth_of(lines) + 2 * inset <= height // 2
         cells.append(Cell(left, right, lines if inside else face.set_text(caption, right - left - 2 * inset), inside))

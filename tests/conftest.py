@@ -6,7 +6,6 @@ Tests import the pack as `onestory`, without running its door, and ComfyUI's mod
 import json
 import os
 import sys
-import types
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,9 +17,7 @@ COMFYUI = Path(os.environ.get("COMFYUI_PATH", ROOT / ".host" / "ComfyUI")).resol
 
 pytest_plugins = ["studio"]
 
-sys.path.insert(0, str(COMFYUI))
-sys.modules["onestory"] = types.ModuleType("onestory")
-sys.modules["onestory"].__path__ = [str(ROOT)]
+sys.path[:0] = str(COMFYUI), str(ROOT)
 
 from comfy.cli_args import args  # noqa: E402  ComfyUI reads these when its other modules are imported
 

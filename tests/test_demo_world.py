@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import COMFYUI
+from onestory.bench import command as bench
+from onestory.bench.quality import story_world
 from onestory.bench.quality.world_probe import ProbeStage
 from onestory.story.script import parse_script
-from onestory.tools import bench, demo, host, quality_world
+from onestory.tools import demo, host
 from onestory.tools.failure import Failure
 from onestory.world.drawing.attributes import VALUES, draw
 from onestory.world.drawing.render import render
@@ -57,7 +59,7 @@ def test_demo_compares_a_story_of_the_world(own_host, tmp_path, capsys):
 
 
 def test_bench_quality_measures_the_world_to_a_table(own_host, tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(quality_world, "HELD_OUT", 300)
+    monkeypatch.setattr(story_world, "HELD_OUT", 300)
     probe = ProbeStage(host.HOST / "train")
     probe.folder.mkdir(parents=True)
     net = probe.build()
@@ -106,13 +108,12 @@ def test_bench_quality_shares_a_cpu_between_servers(own_host, tmp_path, monkeypa
     monkeypatch.setattr(host, "running", running)
     monkeypatch.setattr(host, "has_gpu", lambda _: gpu)
     monkeypatch.setattr("os.cpu_count", lambda: cores)
-    with quality_world.servers(host.set_up(), tmp_path, stories) as found:
+    with story_world.servers(host.set_up(), tmp_path, stories) as found:
         logs, used = zip(*found, strict=True)
         assert list(used) == threads and len(set(logs)) == len(logs)
 
 
-def test_the_pictures_that_are_shown_ask_for_what_the_checkpoint_knows(monkeypatch):
-    monkeypatch.setitem(sys.modules, "onestory", sys.modules["onestory"])  # the script replaces it
+def test_the_pictures_that_are_shown_ask_for_what_the_checkpoint_knows():
     pictures = importlib.import_module("onestory.tools.pictures")
     stories = {name: (picture.identity, picture.frames) for name, picture in pictures.STORIES.items()}
     for identity, frames in (*stories.values(), demo.read_story(demo.WORLD_STORY)[1:]):

@@ -9,21 +9,11 @@ from graphs import positive, split, story
 from onestory.nodes.inspect import OneStoryInspect
 from onestory.nodes.prompt import OneStoryPrompt
 from onestory.nodes.reweight import OneStoryNaiveReweight
-from onestory.pages.inspect import (
-    EOT,
-    IDENTITY,
-    MOST_LISTED,
-    SOT,
-    STRONGEST,
-    WIDTH,
-    Line,
-    Part,
-    as_factor,
-    draw_story,
-    lay_out,
-)
-from onestory.pages.inspect import colour_of as colour
-from onestory.svr.inspect import distances, gains, lines_of, parts_of, roles, token_texts
+from onestory.pages.prompt_sheet import MOST_LISTED, STRONGEST, as_factor, draw_story, lay_out
+from onestory.pages.sheet import WIDTH
+from onestory.pages.sheet import colour_of as colour
+from onestory.story.parts import EOT, IDENTITY, SOT, Line, Part
+from onestory.svr.measures import distances, gains, lines_of, parts_of, roles, token_texts
 from onestory.svr.record import KEY, Attached, Row, Span, Spans, token_norms
 from onestory.svr.reweight import naive_reweight
 from PIL import Image

@@ -1,4 +1,7 @@
-"""Who may import whom: what ships knows nothing of tools, and each room only of those below it."""
+"""Who may import whom: what ships knows nothing of tools, and each room only of those below it.
+
+.host/venv/bin/python tests/test_layers.py    prints each room: files, lines, what it imports of ours and of others
+"""
 
 import ast
 import sys
@@ -17,6 +20,8 @@ RULES = {
     "pages": ({"story"}, {"numpy", "PIL", "regex"}),
     "nodes": ({"story", "svr", "attention", "pages"}, None),
     "world": (set(), None),
+    "tools": ({"story", "pages", "world"}, None),
+    "bench": (set(ROOMS), None),
 }
 HOST_ROOMS = ("attention/runtime.py", "attention/rows.py", "attention/architectures/")
 
@@ -62,3 +67,20 @@ def test_only_a_few_files_of_attention_know_the_host():
 
 def test_every_file_of_attention_is_read_in_one_sitting():
     assert all(len(path.read_text(encoding="utf-8").splitlines()) <= 250 for path in files("attention"))
+
+
+def picture() -> str:
+    """A line for each room: its name, files and lines of code, the rooms that it imports, and its libraries."""
+    lines = []
+    for room in ROOMS:
+        modules = {module[0] for path in files(room) for module in imports(path)} - {room}
+        own = [name for name in ROOMS if name in modules]
+        libraries = sorted(modules - {*ROOMS, *sys.stdlib_module_names} - {path.stem for path in files(room)})
+        size = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in files(room))
+        lines.append(f"{room:10}{len(files(room)):3} files {size:5} lines -> {', '.join(own) or '-'}")
+        lines.append(f"{'':10}{'libraries':>22} -> {', '.join(libraries) or '-'}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(picture())

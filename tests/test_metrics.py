@@ -8,7 +8,8 @@ import torch
 import vision
 from graphs import random, story
 from onestory.nodes.metrics import OneStoryMetrics, embed, subjects
-from onestory.pages.inspect import WIDTH, pool
+from onestory.pages.matrix import pool
+from onestory.pages.sheet import WIDTH
 from onestory.pages.similarity import MOST_PAIRS, cut_out, describe, mean_pairwise, similarities, steps_of
 from onestory.pages.similarity_sheet import MOST_FRAMES, draw_similarity, lay_out
 from PIL import Image

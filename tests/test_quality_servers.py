@@ -16,13 +16,16 @@ from statistics import fmean
 import pytest
 import torch
 from conftest import COMFYUI
-from onestory.bench.quality import servers_graphs, servers_report
-from onestory.bench.quality.servers_graphs import ROWS
+from onestory.bench.quality import command as quality
+from onestory.bench.quality import graphs, measures, pool, report
+from onestory.bench.quality.graphs import ROWS
+from onestory.bench.quality.jobs import jobs_of, json_of
 from onestory.nodes.reweight import OneStoryNaiveReweight
 from onestory.nodes.self_attention import OneStorySelfAttention
 from onestory.story.files import StoryText, read_stories
-from onestory.tools import host, quality_servers
+from onestory.tools import host
 from onestory.tools.client import Client, WorkflowError, images
+from onestory.tools.failure import Failure
 from test_demo import NAME, one_sentence, png_size, wait_for
 
 STORIES = """\
@@ -205,13 +208,13 @@ def proxy(server):
 @pytest.fixture
 def maker_of(stories, tmp_path, monkeypatch):
     """Makes a Maker of two stories in one way, a board each, for some servers; it makes short pauses."""
-    monkeypatch.setattr(quality_servers, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(pool, "FIRST_PAUSE", 0.01)
     settings = {"checkpoint": NAME, "size": "64x64", "steps": 1, "eot": "reweight", "dtype": None, "clip-vision": None}
     two = read_stories(stories)
 
-    def maker_of(*servers: Client, **options) -> quality_servers.Maker:
-        jobs = quality_servers.jobs_of(tmp_path / "out", two, ("separate",), (1,))
-        return quality_servers.Maker(list(servers), two, jobs, settings, **options)
+    def maker_of(*servers: Client, **options) -> pool.Maker:
+        jobs = jobs_of(tmp_path / "out", two, ("separate",), (1,))
+        return pool.Maker(list(servers), two, jobs, settings, **options)
 
     return maker_of
 
@@ -287,7 +290,7 @@ def test_when_all_servers_are_gone_the_reason_and_the_way_on_are_told(maker_of, 
         return "reset" if sum(views) >= 3 and not views[-1] else ""  # after the first board's three pictures
 
     proxy.spoil = spoil
-    with pytest.raises(quality_servers.Failure) as failure:
+    with pytest.raises(Failure) as failure:
         maker_of(Client(proxy.url), patience=0).run()
     assert str(failure.value).startswith(f"No ComfyUI answers at {proxy.url}: ")
     assert str(failure.value).endswith(". 1 of 2 boards are made: run the same command again to make the rest.")
@@ -322,9 +325,9 @@ def test_a_server_that_was_gone_takes_stories_again(maker_of, server, proxy, tmp
 def test_a_server_that_answers_but_fails_every_story_is_given_up(maker_of, server):
     class Failing(Client):
         def run(self, workflow, progress=None):
-            raise quality_servers.Failure("It is out of disk space.")
+            raise Failure("It is out of disk space.")
 
-    with pytest.raises(quality_servers.Failure, match="^It is out of disk space. 0 of 2 boards are made: "):
+    with pytest.raises(Failure, match="^It is out of disk space. 0 of 2 boards are made: "):
         maker_of(Failing(server.url), patience=0.05).run()
 
 
@@ -438,7 +441,7 @@ def wired(row: str, **settings) -> tuple[dict, list[str]]:
         "clip-vision": None,
         **settings,
     }
-    graph = servers_graphs.story_graph(StoryText("A", "a fox", "one\ntwo"), ROWS[row], 7, given)
+    graph = graphs.story_graph(StoryText("A", "a fox", "one\ntwo"), ROWS[row], 7, given)
     (sampler,) = (node for node in graph.values() if node["class_type"] == "KSampler")
     found, todo = [], [sampler["inputs"]["positive"][0], sampler["inputs"]["model"][0]]
     while todo:
@@ -504,7 +507,7 @@ def test_a_row_has_its_nodes_and_no_others(row, kinds):
 
 @pytest.mark.parametrize(
     ("node", "given"),
-    [(OneStoryNaiveReweight, servers_graphs.NAIVE), (OneStorySelfAttention, servers_graphs.SELF_ATTENTION)],
+    [(OneStoryNaiveReweight, graphs.NAIVE), (OneStorySelfAttention, graphs.SELF_ATTENTION)],
 )
 def test_rows_use_the_nodes_defaults(node, given):
     defaults = {i.id: i.default for i in node.define_schema().inputs if hasattr(i, "default")}
@@ -513,7 +516,7 @@ def test_rows_use_the_nodes_defaults(node, given):
 
 def test_set_values_reach_their_nodes_and_no_others():
     given = ["OneStorySVR.express_alpha=0.012", "KSampler.cfg=4", "OneStoryIPCA.blocks=up", "OneStoryPrompt.window=3"]
-    changes = dict(map(quality_servers.change, given))
+    changes = dict(map(quality.change, given))
     graph, _ = wired("ipca", set=changes)
     usual, _ = wired("ipca")
     different = {
@@ -604,13 +607,13 @@ json.load(sys.stdin)
 print(json.dumps({"clip_t": [0.5, 0.7], "clip_i": 0.9}), flush=True)
 sys.exit("Traceback\\nValueError: it is no CLIP.")
 """)
-    monkeypatch.setattr(quality_servers, "MEASURE", script)
+    monkeypatch.setattr(measures, "SCRIPT", script)
     out = shutil.copytree(finished[0], tmp_path / "out")
     stories = read_stories(finished[0].parent / "two.yaml")
-    jobs = quality_servers.jobs_of(out, stories, ("ipca",), (42,))
-    with pytest.raises(quality_servers.Failure, match=f"not be measured with {tmp_path}: ValueError: it is no CLIP.$"):
-        quality_servers.add_measures(Path(sys.executable), "clip", tmp_path, None, stories, jobs)
-    kept = [quality_servers.json_of(job).get("clip") for job in jobs]
+    jobs = jobs_of(out, stories, ("ipca",), (42,))
+    with pytest.raises(Failure, match=f"not be measured with {tmp_path}: ValueError: it is no CLIP.$"):
+        measures.add_measures(Path(sys.executable), "clip", tmp_path, None, stories, jobs)
+    kept = [json_of(job).get("clip") for job in jobs]
     assert kept == [{"model": str(tmp_path), "clip_t": [0.5, 0.7], "clip_i": 0.9}, None]
 
 
@@ -660,7 +663,7 @@ def test_a_tables_means_are_over_stories_and_the_best_row_is_bold():
         "measures": ["dreamsim", "seconds"],
         "settings": {"clip-vision": None},
         "table": [
-            {"row": name, "title": name, **servers_report.row_of(boards_, ["dreamsim", "seconds"])}
+            {"row": name, "title": name, **report.row_of(boards_, ["dreamsim", "seconds"])}
             for name, boards_ in (
                 ("a", [board(0, "a", 1, 0.2), board(0, "a", 2, 0.4), board(1, "a", 1, 0.7)]),
                 ("b", [board(0, "b", 1, 0.1)]),
@@ -669,8 +672,8 @@ def test_a_tables_means_are_over_stories_and_the_best_row_is_bold():
     }
     value = found["table"][0]["values"]["dreamsim"]
     assert value == {"mean": pytest.approx(0.5), "error": pytest.approx(0.2), "stories": 2}
-    assert servers_report.best_of(found) == {"dreamsim": "b"}
-    assert servers_report.cells(found)[1:] == [["a", "3", "0.5000 ± 0.2000", "1.0 ± 0.0"], ["b", "1", "0.1000", "1.0"]]
+    assert report.best_of(found) == {"dreamsim": "b"}
+    assert report.cells(found)[1:] == [["a", "3", "0.5000 ± 0.2000", "1.0 ± 0.0"], ["b", "1", "0.1000", "1.0"]]
 
 
 # --- Story Metrics on the server --------------------------------------------------------------------------------------

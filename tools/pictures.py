@@ -11,7 +11,6 @@ import io
 import json
 import sys
 import tempfile
-import types
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -20,8 +19,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.modules["onestory"] = types.ModuleType("onestory")
-sys.modules["onestory"].__path__ = [str(ROOT)]
+sys.path.append(str(ROOT))
 
 from onestory.story.files import StoryText  # noqa: E402
 from onestory.tools import demo, host  # noqa: E402

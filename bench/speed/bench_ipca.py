@@ -8,6 +8,16 @@ import torch
 from layers import random
 
 
+class Silent:
+    """A `Report` that nobody reads."""
+
+    def warn(self, text: str) -> None:
+        pass
+
+    def skip(self, reason: str, block: tuple[str, int]) -> None:
+        pass
+
+
 def bias_of(record, device, dtype):
     """The bias of a batch [conditional rows, unconditional rows], as a forward pass has it."""
     from onestory.attention.ipca import identity_bias
@@ -55,7 +65,7 @@ def bench_back_end(compare, pytestconfig, device, dtype, back_end, against):
 
     attention = getattr(comfy.ldm.modules.attention, f"attention_{back_end}")
     frames, layer = 4, layers.SDXL[0]
-    tokens, channels, heads = layer.tokens(256 if pytestconfig.getoption("quick") else 512), *layer[1:3]
+    tokens, channels, heads = layer.tokens(256 if pytestconfig.getoption("quick") else 512), layer.channels, layer.heads
     q = random(2 * frames, tokens, channels, device=device, dtype=dtype)
     k, v = (random(2 * frames, 77, channels, device=device, dtype=dtype, seed=s) for s in (1, 2))
     record = stories.record(frames, "SDXL")
@@ -82,6 +92,6 @@ def bench_bias(compare, device, dtype, frames):
     chunks = Chunk(0, frames, Placement(record, 77)), Chunk(frames, 2 * frames, None)
     characters, size, place = (("",),) * frames, (8, 8), Place(1.0, lambda percent: 1 - percent)
     batch = Batch(
-        chunks, tuple(range(frames)), characters, 77, size, size, lambda tokens: None, place, dtype, device, None
+        chunks, tuple(range(frames)), characters, 77, size, size, lambda tokens: None, place, dtype, device, Silent()
     )
     compare(f"IPCA, all that a forward pass prepares, {frames} frames", lambda: ipca.prepare(batch))

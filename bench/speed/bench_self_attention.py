@@ -46,7 +46,7 @@ def bench_floor(compare, device, dtype, frames, layer, tokens):
     channels, heads = layer.channels, layer.heads
     q, k, v = (random(2 * frames, tokens, channels, device=device, dtype=dtype, seed=s) for s in (0, 1, 2))
     gathers, _ = prepare(frames, tokens, device)
-    calls = {}
+    calls: dict[int, list[tuple[torch.Tensor, ...]]] = {}
     for start, stop, keys in gathers:
         calls.setdefault(keys.shape[1], []).append((q[start:stop], *(x.flatten(0, 1)[keys] for x in (k, v))))
     ready = [[torch.cat(parts) for parts in zip(*call)] for call in calls.values()]
@@ -101,7 +101,8 @@ def bench_reprojecting(compare, device, dtype, frames, layer, tokens):
     gathers, samples = prepare(frames, tokens, device)
 
     def ours():
-        return consistent_attention(optimized_attention, *(p(hidden) for p in projections), heads, gathers)
+        q, k, v = (p(hidden) for p in projections)
+        return consistent_attention(optimized_attention, q, k, v, heads, gathers)
 
     def theirs():
         return released.reprojecting_attention(optimized_attention, hidden, *projections, heads, samples)

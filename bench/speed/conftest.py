@@ -4,7 +4,6 @@ import os
 import platform
 import sys
 import time
-import types
 from pathlib import Path
 
 import pytest
@@ -26,9 +25,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Import the pack as `onestory`, without its door, and set ComfyUI's options before its modules read them."""
-    sys.path.insert(0, str(COMFYUI))
-    sys.modules["onestory"] = types.ModuleType("onestory")
-    sys.modules["onestory"].__path__ = [str(ROOT)]
+    sys.path[:0] = str(COMFYUI), str(ROOT)
     from comfy.cli_args import args
 
     args.cpu = config.getoption("device") == "cpu"

@@ -72,8 +72,8 @@ def compare_memory(
 ) -> None:
     """Leave one more row: the peak of the memory that a call takes beside what was there, or beside `plain`'s peak."""
     least = peak(plain, device) if plain else 0
-    peaks = [[float(max(0, peak(f, device) - least))] for f in (ours, against) if f]
-    benchmark.extra_info["rows"].append(row(piece, name, "B", *peaks, goal))
+    mine, theirs = ([float(max(0, peak(f, device) - least))] if f else [] for f in (ours, against))
+    benchmark.extra_info["rows"].append(row(piece, name, "B", mine, theirs, goal))
 
 
 def row(piece: str, name: str, unit: str, ours: list[float], theirs: list[float], goal: float | None) -> dict[str, Any]:

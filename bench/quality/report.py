@@ -1,12 +1,15 @@
-"""What `bench quality --server` found, as a table, as JSON, and as one self-contained page. Standard library only."""
+"""What `bench quality --server` found, as a table, as JSON, and as one self-contained page."""
 
 import base64
-import html
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+PAGES = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined)
 
 
 class Measure(NamedTuple):
@@ -33,19 +36,6 @@ NOTES = {
     "seconds": "seconds: what a server took for a board, of which it may have computed parts before.",
 }
 
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #26221f; background: #fbf9f5; margin: 2rem auto; max-width: 1660px;
-  padding: 0 1rem }
-table { border-collapse: collapse; margin: 1rem 0 }
-th, td { padding: .3rem 1rem .3rem 0; text-align: left; border-bottom: 1px solid #ddd6ca;
-  font-variant-numeric: tabular-nums }
-.best { font-weight: 700 }
-figure { margin: .6rem 0 1.2rem }
-figcaption, .quiet { color: #776f66; font-size: 14px }
-img { max-width: 100%; display: block }
-h2 { margin-top: 2.5rem }
-"""
-
 
 def collect(
     settings: dict[str, Any],
@@ -59,16 +49,17 @@ def collect(
     `stories` have `title`, `identity` and `frames`; `rows` are titles by name; `boards` are (story, row, seed, folder)
     and `errors` (story, row, seed, sentence).
     """
-    made = []
+    made: list[dict[str, Any]] = []
     for story, row, seed, folder in boards:
         result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        measures = {key: value for key in MEASURES if (value := value_of(result, key)) is not None}
         made.append(
             {
                 "story": story,
                 "row": row,
                 "seed": seed,
                 "folder": f"{folder.parent.name}/{folder.name}",
-                "measures": {key: value for key in MEASURES if (value := value_of(result, key)) is not None},
+                "measures": measures,
             }
         )
     present = [key for key in MEASURES if any(key in board["measures"] for board in made)]
@@ -159,42 +150,27 @@ def write(out: Path, found: dict[str, Any]) -> list[Path]:
 
 def page_parts(out: Path, found: dict[str, Any]) -> Iterator[str]:
     """The page, piece by piece: a large benchmark's boards need not fit memory at once."""
-    settings = found["settings"]
-    title = f"{settings['stories']} with {settings['checkpoint']}"
-    yield f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
-    yield f"<style>{STYLE}</style><h1>{html.escape(title)}</h1>"
-    facts = ", ".join(f"{name} {as_given(value)}" for name, value in settings.items() if value is not None)
-    yield f'<p class="quiet">{html.escape(facts)}</p>'
-    yield table_html(found)
-    notes = [NOTES[key].format(settings["clip-vision"]) for key in found["measures"]]
-    notes.append("± is the standard error over stories. Bold is the best mean.")
-    yield f'<p class="quiet">{"<br>".join(map(html.escape, notes))}</p>'
-    if found["errors"]:
-        lines = "".join(f"<li>{html.escape(each['error'])} ({each['row']})</li>" for each in found["errors"])
-        yield f"<h2>Not made</h2><ul>{lines}</ul>"
-    titles = {row["row"]: row["title"] for row in found["table"]}
-    for story in found["stories"]:
-        identity = "<br>".join(map(html.escape, story["identity"].splitlines()))
-        yield f"<h2>{html.escape(story['title'])}</h2><p>{identity}</p>"
-        yield f"<ol>{''.join(f'<li>{html.escape(line)}</li>' for line in story['frames'].splitlines())}</ol>"
-        for board in story["boards"]:
-            yield figure(out, board, titles[board["row"]])
-
-
-def table_html(found: dict[str, Any]) -> str:
-    best = best_of(found)
+    settings, best = found["settings"], best_of(found)
     head, *lines = cells(found)
-    rows = ["".join(f"<th>{html.escape(cell)}</th>" for cell in head)]
-    for row, line in zip(found["table"], lines):
-        marks = ["", "", *("best" if best.get(key) == row["row"] else "" for key in found["measures"])]
-        rows.append("".join(f'<td class="{mark}">{html.escape(cell)}</td>' for mark, cell in zip(marks, line)))
-    return f"<table>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
+    marks = [[False, False, *(best.get(key) == row["row"] for key in found["measures"])] for row in found["table"]]
+    titles = {row["row"]: row["title"] for row in found["table"]}
+    notes = [NOTES[key].format(settings["clip-vision"]) for key in found["measures"]]
 
+    def caption_of(board: dict[str, Any]) -> str:
+        values = (f", {MEASURES[key].title} {amount(value, None, key)}" for key, value in board["measures"].items())
+        return f"{titles[board['row']]}, seed {board['seed']}{''.join(values)}"
 
-def figure(out: Path, board: dict[str, Any], title: str) -> str:
-    """A board with its way, seed and measures."""
-    measures = "".join(f", {MEASURES[key].title} {amount(v, None, key)}" for key, v in board["measures"].items())
-    data = base64.b64encode((out / board["folder"] / "board.webp").read_bytes()).decode()
-    caption = html.escape(f"{title}, seed {board['seed']}{measures}")
-    picture = f'<img loading="lazy" alt="{caption}" src="data:image/webp;base64,{data}">'
-    return f"<figure>{picture}<figcaption>{caption}</figcaption></figure>"
+    def picture_of(board: dict[str, Any]) -> str:
+        return base64.b64encode((out / board["folder"] / "board.webp").read_bytes()).decode()
+
+    return PAGES.get_template("report.html").generate(
+        title=f"{settings['stories']} with {settings['checkpoint']}",
+        facts=", ".join(f"{name} {as_given(value)}" for name, value in settings.items() if value is not None),
+        head=head,
+        lines=[[*zip(line, bold)] for line, bold in zip(lines, marks)],
+        notes=[*notes, "± is the standard error over stories. Bold is the best mean."],
+        errors=found["errors"],
+        stories=found["stories"],
+        caption_of=caption_of,
+        picture_of=picture_of,
+    )

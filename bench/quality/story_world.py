@@ -12,15 +12,17 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from ..bench.quality.servers_graphs import ROWS
-from ..story.files import StoryText
-from . import host
-from .client import Client
-from .demo import WORLD
-from .failure import Failure
-from .quality_servers import Job, Maker, jobs_of, keep_settings, settings_of, without_digests
+from ...story.files import StoryText
+from ...tools import host
+from ...tools.client import Client
+from ...tools.demo import WORLD
+from ...tools.failure import Failure
+from .graphs import ROWS
+from .jobs import Job, jobs_of, keep_settings, settings_of, without_digests
+from .pool import Maker
+from .world_plot import plot
 
-SCRIPT = host.ROOT / "bench" / "quality" / "world.py"
+SCRIPT = Path(__file__).with_name("world_table.py")
 STORIES, SEEDS, STEPS = 60, (1, 2, 3), 16
 HELD_OUT = 2000
 """Rendered pictures that the probe is tested on."""
@@ -65,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
     done = subprocess.run([this.python, SCRIPT, "measure"], input=json.dumps(task), text=True)
     if done.returncode:
         raise Failure("The pictures could not be measured: see the message above.")
+    plot(json.loads((out / "results.json").read_text(encoding="utf-8")), out / "table.png")
     host.say("\n".join(str(out / name) for name in REPORT))
     return 1 if errors else 0
 

@@ -1,6 +1,6 @@
 """Measure frames with a model that lies on this machine. Runs in a Python that has it; nothing is downloaded.
 
-    python servers_measure.py clip|dreamsim MODEL_FOLDER [DEVICE]
+    python vision.py clip|dreamsim MODEL_FOLDER [DEVICE]
 
 Reads a JSON list of {"frames": [paths], "prompts": [texts]} and writes one JSON object a line for each of them. What
 went wrong is the last line on stderr.
@@ -32,7 +32,8 @@ def clip(folder: str, device: str) -> Measure:
     """
     from transformers import CLIPModel, CLIPProcessor
 
-    model = CLIPModel.from_pretrained(folder, local_files_only=True).to(device).eval()
+    model: torch.nn.Module = CLIPModel.from_pretrained(folder, local_files_only=True)
+    model.to(device).eval()
     processor = CLIPProcessor.from_pretrained(folder, local_files_only=True)
 
     def measure(frames: list[Image.Image], prompts: list[str]) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""The ways to make a story that `bench quality --server` compares, as workflows. Standard library only."""
+"""The ways to make a story that `bench quality` compares, as workflows."""
 
 import json
 from pathlib import Path

@@ -1,12 +1,11 @@
 """The Story World's stories, and the table of what their frames show. Runs in ComfyUI's Python.
 
-python world.py stories COUNT       prints the stories' texts as JSON
-python world.py measure < TASK      measures the boards that `run.py bench quality` made
+python world_table.py stories COUNT       prints the stories' texts as JSON
+python world_table.py measure < TASK      measures the boards that `run.py bench quality` made
 """
 
 import json
 import sys
-import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import fmean
@@ -16,11 +15,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-sys.modules["onestory"] = types.ModuleType("onestory")
-sys.modules["onestory"].__path__ = [str(Path(__file__).resolve().parents[2])]
+sys.path.append(str(Path(__file__).resolve().parents[2]))
 
 from onestory.bench.quality.world_measures import frechet, interval, measures  # noqa: E402
-from onestory.bench.quality.world_plot import plot  # noqa: E402
 from onestory.bench.quality.world_probe import held_out, read, trained  # noqa: E402
 from onestory.bench.quality.world_stories import WorldStory, world_stories  # noqa: E402
 
@@ -107,7 +104,6 @@ def measure() -> None:
     out = Path(task["out"])
     (out / "results.json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     (out / "table.md").write_text(markdown(found) + "\n", encoding="utf-8")
-    plot(found, out / "table.png")
     print(markdown(found))
 
 

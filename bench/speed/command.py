@@ -1,4 +1,4 @@
-"""Measure the pack: `bench speed` its pieces against other ways to compute the same, `bench quality` the stories."""
+"""Time the pack's pieces on this machine against other ways to compute the same."""
 
 import argparse
 import json
@@ -7,29 +7,18 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from ..bench import report
-from . import host, quality_servers, quality_world
-from .failure import Failure
+from ...tools import host
+from ...tools.failure import Failure
+from . import report
 
+BENCH = host.ROOT / "bench"
+"""The folder of pytest's settings, in which it runs."""
 OPTIONS = ("sizes", "device", "attention", "clock", "threads")
 FLAGS = ("quick", "full")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = __doc__
-    suites = parser.add_subparsers(metavar="SUITE", required=True)
-    for name, (add, measure, purpose) in SUITES.items():
-        suite = suites.add_parser(name, help=purpose)
-        add(suite)
-        suite.set_defaults(measure=measure)
-
-
-def run(args: argparse.Namespace) -> int:
-    return args.measure(args)
-
-
-def add_speed_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Time the pack's pieces on this machine against other ways to compute the same."
     parser.usage = "%(prog)s [options] [pytest's arguments, such as -k svr]"
     parser.epilog = "Runs on a ComfyUI of its own, or on the one that COMFYUI_PATH names. docs/performance.md explains."
     parser.add_argument("--quick", action="store_true", help="a few minutes: few rounds and small shapes")
@@ -46,7 +35,7 @@ def add_speed_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(forwards=True)
 
 
-def run_speed(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
     """Run the benchmarks, then print the table of what it measured, also when a part of it failed."""
     this = (host.find() if os.environ.get("COMFYUI_PATH") else None) or host.set_up()
     host.install_dev_tools(this)
@@ -57,7 +46,7 @@ def run_speed(args: argparse.Namespace) -> int:
         results = Path(folder) / "results.json"
         command = [this.python, "-m", "pytest", *options, f"--benchmark-json={results}", *args.others]
         environment = {**os.environ, "COMFYUI_PATH": str(this.comfyui)}
-        code = subprocess.run([*command, "speed"], cwd=host.ROOT / "bench", env=environment).returncode
+        code = subprocess.run([*command, "speed"], cwd=BENCH, env=environment).returncode
         if not results.is_file() or not results.stat().st_size:
             raise Failure("Nothing was measured: pytest's messages above say why.")
         found = report.read(results)
@@ -65,16 +54,3 @@ def run_speed(args: argparse.Namespace) -> int:
         args.json.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(report.machine(found), report.table(found, args.markdown), sep="\n\n")
     return code
-
-
-def run_quality(args: argparse.Namespace) -> int:
-    if args.server or args.checkpoint or args.stories:
-        return quality_servers.run(args)
-    return quality_world.run(args)
-
-
-# name: what adds the suite's arguments, what measures it, what it measures
-SUITES = {
-    "speed": (add_speed_arguments, run_speed, "how fast the pack's pieces are"),
-    "quality": (quality_servers.add_arguments, run_quality, "how well stories keep character and prompts"),
-}

@@ -1,6 +1,6 @@
 """What Attention Recorder costs: sampling with it against sampling without it, in turn, on a random U-Net.
 
-    .host/venv/bin/python bench/attention_view.py --frames 2 --side 256 --rounds 5
+    .host/venv/bin/python bench/speed/attention_view.py --frames 2 --side 256 --rounds 5
 
 Prints the median and the quartiles of the rounds' ratios, for the recorder's own blocks and for all of them. On the
 CPU it counts one thread's processor time, so that other work on the machine doesn't.
@@ -11,15 +11,12 @@ import os
 import statistics
 import sys
 import time
-import types
 from functools import partial
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 COMFYUI = Path(os.environ.get("COMFYUI_PATH", ROOT / ".host" / "ComfyUI")).resolve()
-sys.path.insert(0, str(COMFYUI))
-sys.modules["onestory"] = types.ModuleType("onestory")
-sys.modules["onestory"].__path__ = [str(ROOT)]
+sys.path[:0] = str(COMFYUI), str(ROOT)
 
 from comfy.cli_args import args as comfy_args  # noqa: E402  ComfyUI reads these when its other modules are imported
 

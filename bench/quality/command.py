@@ -1,0 +1,104 @@
+"""Run every story of a file in several ways through ComfyUI servers, and measure what came out.
+
+The ways, each with the same seeds and the same noise for all frames: separate prompts (the usual way), the
+consolidated prompt alone, naive reweighting, SVR (released), SVR with IPCA, and these with consistent self-attention.
+
+Each server makes a whole story in all its ways, then takes the next one; one that fails is tried again after a pause.
+What is in --out is not made again, so the run may be interrupted and run again; more stories, seeds and rows can be
+added to it later.
+"""
+
+import argparse
+import math
+from pathlib import Path
+from typing import Any
+
+from ...tools.demo import size, whole
+from . import servers, story_world
+from .graphs import ROWS, settable
+
+EPILOG = """\
+CLIP-T and CLIP-I are measured on this machine with the model in --clip, a folder as transformers' save_pretrained
+writes it. 1Prompt1Story's authors say of their table that they used CLIP ViT-B/32, 2.5 times the cosine, “A photo
+depicts” before each prompt, the mean over all pairs of frames for CLIP-I and DreamSim, and pictures whose background
+they had replaced by noise for these two. Here the whole picture counts: compare the rows with each other, and only
+CLIP-T's figures with theirs. Nothing is downloaded, so models have to be there.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = __doc__
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EPILOG
+    parser.add_argument(
+        "--server", metavar="URL", action="append", help="a running ComfyUI with the pack; may be given several times"
+    )
+    parser.add_argument("--checkpoint", metavar="NAME", help="the checkpoint's name on the servers")
+    parser.add_argument("--stories", metavar="FILE", type=Path, help="the stories: see docs/story-files.md")
+    parser.add_argument("--rows", metavar="ROW", nargs="+", choices=ROWS, help=f"of {', '.join(ROWS)}")
+    parser.add_argument(
+        "--seeds", metavar="N", nargs="+", type=whole(0, 2**64 - 1), help="default: 42; without --server 1 2 3"
+    )
+    parser.add_argument(
+        "--steps", metavar="N", type=whole(1, 10000), help="sampling steps (default: 30; without --server 16)"
+    )
+    parser.add_argument("--size", metavar="WxH", type=size, default=(1024, 1024), help="of a frame; default: 1024x1024")
+    parser.add_argument(
+        "--eot",
+        choices=("reweight", "scale"),
+        default="reweight",
+        help="SVR's way with the end-of-text tokens; the authors' own benchmark has “scale” (default: reweight)",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("fp32", "fp16", "bf16"),
+        help="the U-Net computes in this (default: ComfyUI's choice); bf16 halves the time on CPUs that have it",
+    )
+    parser.add_argument(
+        "--set",
+        metavar="NODE.INPUT=VALUE",
+        type=change,
+        nargs="+",
+        action="extend",
+        help="other values than the nodes' defaults in all rows, such as OneStorySVR.express_alpha=0.012",
+    )
+    parser.add_argument("--limit", metavar="N", type=whole(1, 10**6), help="only the file's first N stories")
+    parser.add_argument("--out", metavar="DIR", type=Path, help="where results are kept (default: a folder in out/)")
+    parser.add_argument(
+        "--clip-vision",
+        metavar="NAME",
+        help="a CLIP or DINOv2 model of the servers (ViT-L or larger), by which they measure how alike the frames are",
+    )
+    parser.add_argument("--clip", metavar="DIR", type=Path, help="a CLIP model's folder, for CLIP-T and CLIP-I")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), help="where this machine measures (default: cuda if it can)"
+    )
+    parser.add_argument(
+        "--dreamsim",
+        metavar="DIR",
+        type=Path,
+        default=Path("models"),
+        help="where the dreamsim package has its weights (default: models, as the package's own)",
+    )
+
+
+def change(text: str) -> tuple[str, Any]:
+    """The input of a node and its value, from "NODE.INPUT=VALUE"."""
+    name, _, given = text.partition("=")
+    known = settable()
+    if name not in known:
+        raise argparse.ArgumentTypeError(f"{name} is not to be set: choose one of {', '.join(known)}.")
+    if isinstance(known[name], str):
+        return name, given
+    try:
+        value = float(given)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{name} is a number, and “{given}” is none.")
+    return name, int(value) if value.is_integer() else value
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure a file's stories on servers, or without these the Story World's on ComfyUIs of its own."""
+    return servers.run(args) if args.server or args.checkpoint or args.stories else story_world.run(args)

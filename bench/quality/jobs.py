@@ -1,0 +1,104 @@
+"""What is to be made and what is there: the results' folder, its settings and its jobs."""
+
+import hashlib
+import json
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ...story.files import StoryText
+from ...tools import host
+from ...tools.demo import slug
+from ...tools.failure import Failure
+from .graphs import ROWS, TEMPLATE
+from .report import as_given
+
+SETTINGS = "settings.json"
+RESULT = "result.json"
+DIGESTS = {"texts": "other story texts", "workflow": "another shipped workflow", "weights": "another Story World asset"}
+
+
+class Job(NamedTuple):
+    """One story made in one way with one seed; `folder` gets its frames, board and result."""
+
+    story: int
+    row: str
+    seed: int
+    folder: Path
+
+    @property
+    def made(self) -> bool:
+        return (self.folder / RESULT).is_file()
+
+
+def settings_of(
+    args: Namespace,
+    checkpoint: str,
+    source: str,
+    size: tuple[int, int],
+    steps: int,
+    clip_vision: str | None,
+    stories: Sequence[StoryText],
+) -> dict[str, Any]:
+    """What has to be equal for results to stand in one table, by the names of the options."""
+    return {
+        "checkpoint": checkpoint,
+        "stories": source,
+        "size": "{}x{}".format(*size),
+        "steps": steps,
+        "eot": args.eot,
+        "dtype": args.dtype,
+        "set": dict(sorted(args.set)) if args.set else None,
+        "clip-vision": clip_vision,
+        "texts": hashlib.sha256(json.dumps(stories).encode()).hexdigest(),
+        "workflow": host.digest(TEMPLATE),
+    }
+
+
+def without_digests(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings that a report shows."""
+    return {name: value for name, value in settings.items() if name not in DIGESTS}
+
+
+def keep_settings(out: Path, settings: dict[str, Any]) -> None:
+    """Write the settings into the results' folder, or raise `Failure` when it holds results of other ones."""
+    file = out / SETTINGS
+    try:
+        if not file.is_file() or not any(out.glob(f"*/*/{RESULT}")):
+            out.mkdir(parents=True, exist_ok=True)
+            write_json(file, settings)
+        kept = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise Failure(f"The results cannot be kept in {out}: {error.strerror}.") from None
+    except ValueError:
+        raise Failure(f"{file} cannot be read: choose another --out.") from None
+    for name, value in settings.items():
+        if kept.get(name) != value:
+            was = DIGESTS.get(name) or f"--{name} {as_given(kept.get(name))}, not {as_given(value)}"
+            raise Failure(f"{out} holds results of {was}: choose another --out, or the same settings.")
+
+
+def jobs_of(out: Path, stories: Sequence[StoryText], rows: Sequence[str], seeds: Sequence[int]) -> list[Job]:
+    """Everything to be made, story after story."""
+    return [
+        Job(i, row, seed, out / f"{i:03}_{slug(story.title)}" / f"{row}-{seed}")
+        for i, story in enumerate(stories)
+        for seed in dict.fromkeys(seeds)
+        for row in ROWS
+        if row in rows
+    ]
+
+
+def write_json(file: Path, data: Any) -> None:
+    """Write a file whole or not at all."""
+    partial = file.with_name(f"{file.name}.partial")
+    partial.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.replace(file)
+
+
+# What is measured on this machine
+
+
+def json_of(job: Job) -> dict[str, Any]:
+    return json.loads((job.folder / RESULT).read_text(encoding="utf-8"))

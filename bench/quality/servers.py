@@ -1,0 +1,62 @@
+"""The stories of a file on running ComfyUI servers: made in every way, measured, and reported on one page."""
+
+from argparse import Namespace
+from pathlib import Path
+
+from ...story.files import StoryText, read_stories
+from ...tools import host
+from ...tools.client import Client
+from ...tools.demo import slug
+from ...tools.failure import Failure
+from . import report
+from .graphs import ROWS, USUAL
+from .jobs import jobs_of, keep_settings, settings_of, without_digests
+from .measures import has_model, measure
+from .pool import Maker, check
+
+
+def run(args: Namespace) -> int:
+    """Make what is missing, measure it, and write the report. Returns 1 when a story could not be made."""
+    for name in ("server", "checkpoint", "stories"):
+        if not vars(args)[name]:
+            raise Failure(f"--{name} is missing: bench quality --help says what it needs.")
+    if args.clip and not has_model(args.clip):
+        raise Failure(f"There is no CLIP model in {args.clip}: name a folder with its config.json and weights.")
+    stories = read(args.stories)
+    rows, seeds = args.rows or USUAL, args.seeds or [42]
+    settings = settings_of(
+        args, args.checkpoint, args.stories.name, args.size, args.steps or 30, args.clip_vision, stories
+    )
+    servers = [Client(url) for url in dict.fromkeys(Client(url).url for url in args.server)]
+    for server in servers:
+        check(server, settings)
+    out = args.out or host.ROOT / "out" / f"quality_{args.stories.stem}_{slug(Path(args.checkpoint).stem)}"
+    keep_settings(out, settings)
+    jobs = jobs_of(out, stories[: args.limit], rows, seeds)
+    maker = Maker(servers, stories, jobs, settings)
+    errors = maker.run()
+    done = [job for job in jobs if job.made]
+    if not done:
+        raise Failure(next(iter(errors.values())))
+    measure(args, stories, done)
+    found = report.collect(
+        without_digests(settings),
+        [story._asdict() for story in stories[: args.limit]],
+        {name: row.title for name, row in ROWS.items() if name in rows},
+        [(job.story, job.row, job.seed, job.folder) for job in done],
+        [(job.story, job.row, job.seed, error) for job, error in errors.items()],
+    )
+    paths = report.write(out, found)
+    print(report.table(found), *paths, sep="\n")
+    if errors:
+        one = next(iter(errors.values()))
+        host.say(f"{len(errors)} of {len(jobs)} boards could not be made, and are tried again in the next run: {one}")
+    return 1 if errors else 0
+
+
+def read(path: Path) -> tuple[StoryText, ...]:
+    """All stories of a file. Raises `Failure` with the reader's sentence."""
+    try:
+        return read_stories(path)
+    except ValueError as error:
+        raise Failure(str(error)) from None

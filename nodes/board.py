@@ -4,6 +4,7 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..pages.board import CAPTION_POSITIONS, LAYOUTS, draw_board, match_captions
+from ..story.captions import replace_captions
 from ..story.script import Story
 from .types import CATEGORY, STORY
 
@@ -73,6 +74,15 @@ class OneStoryBoard(io.ComfyNode):
                     "0 keeps the frames' own pixels (frames narrower than 256 grow by a whole factor, comic panels "
                     "are always fitted).",
                 ),
+                io.String.Input(
+                    "own_captions",
+                    optional=True,
+                    default="",
+                    multiline=True,
+                    tooltip="Captions of this board's own, one a line, in the order of the frames. An empty line keeps "
+                    "the story's caption, # alone means none. Changing them draws this board again and nothing else, "
+                    "where a caption in Story Script samples the story again.",
+                ),
             ],
             outputs=[io.Image.Output(tooltip="The page, one image.")],
         )
@@ -88,6 +98,7 @@ class OneStoryBoard(io.ComfyNode):
         caption_position: str = "below",
         gutter: float = 4.0,
         page_width: int = 0,
+        own_captions: str = "",
     ) -> io.NodeOutput:
         frames = len(story.frames)
         warning = ""
@@ -98,10 +109,10 @@ class OneStoryBoard(io.ComfyNode):
                 "latent into the sampler."
             )
             logging.warning("OneStory: %s", warning)
-        texts = [frame.caption if captions else "" for frame in story.frames]
+        texts = replace_captions([frame.caption for frame in story.frames], own_captions)
         board = draw_board(
             images.to("cpu", torch.float32).numpy(),
-            match_captions(texts, len(images)),
+            match_captions(texts if captions else [""] * frames, len(images)),
             layout,
             columns,
             caption_position,

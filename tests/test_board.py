@@ -14,6 +14,7 @@ import torch
 from onestory.pages import bidi, lettering
 from onestory.pages.board import INK, LAYOUTS, PAPER, Box, Page, draw_board, lay_out, match_captions
 from onestory.pages.lettering import FINE, Typeface, clean, clusters
+from onestory.story.captions import replace_captions
 from onestory.story.script import parse_script
 from PIL import Image, ImageDraw, ImageFont, features
 
@@ -445,3 +446,42 @@ def test_the_node_says_when_images_and_frames_do_not_match(images, frames, said,
         assert warnings == [f"OneStory: {text}"]
     else:
         assert output.ui is None and warnings == []
+
+
+# --- captions of the board's own ---------------------------------------------------------------------------------------
+
+THREE = ["One.", "Two.", "Three."]
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("", THREE),
+        (" \n\n", THREE),
+        ("Uno.", ["Uno.", "Two.", "Three."]),
+        ("\n\u200b\nTres.\n\n\n\n", ["One.", "Two.", "Tres."]),
+        ("# Uno.\n#\n＃", ["Uno.", "", ""]),
+        ("#1 of all\n\\# hash\na # b", ["#1 of all", "# hash", "a # b"]),
+        ("一。\r\n二。\u2028三。", ["一。", "二。", "三。"]),
+    ],
+)
+def test_own_captions_take_the_place_of_the_storys_line_by_line(text, expected):
+    assert replace_captions(THREE, text) == expected
+
+
+@pytest.mark.parametrize("frames, counts", [(3, "4 lines and the story 3 frames"), (1, "4 lines and the story 1 frame:")])
+def test_more_own_captions_than_frames_are_an_error_that_loses_none(frames, counts):
+    with pytest.raises(ValueError, match=counts):
+        replace_captions(THREE[:frames], "a\nb\n\nd")
+
+
+def test_the_node_sets_own_captions_as_it_sets_the_storys():
+    from onestory.nodes.board import OneStoryBoard
+
+    images = torch.rand(4, 64, 64, 3)  # two takes
+    told, plain = (parse_script("a fox", f"reads # {one}\nsleeps # Two.") for one in ("Uno.", "One."))
+    (wanted,) = OneStoryBoard.execute(images, told, 0, True).result
+    (own,) = OneStoryBoard.execute(images, plain, 0, True, own_captions="Uno.").result
+    assert torch.equal(own, wanted)
+    (without,) = OneStoryBoard.execute(images, plain, 0, False, own_captions="Uno.").result
+    assert torch.equal(without, OneStoryBoard.execute(images, plain, 0, False).result[0])

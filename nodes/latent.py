@@ -54,13 +54,19 @@ class OneStoryLatent(io.ComfyNode):
 
 def parse_noise_ids(text: str, frames: int) -> list[int]:
     """The numbers in "0,0,5,0", one for each frame. Raises `ValueError`."""
+    ids = parse_numbers(text)
+    if len(ids) != frames:
+        raise ValueError(
+            f"noise_ids has {len(ids)} numbers and the story {frames} frames: write one number for each frame, "
+            "or leave it empty."
+        )
+    return ids
+
+
+def parse_numbers(text: str) -> list[int]:
+    """The noise numbers in a text such as "0,0,5,0". Raises `ValueError`."""
     parts = text.replace(",", " ").split()
     for part in parts:
         if not (part.isascii() and part.isdecimal() and int(part) <= HIGHEST_ID):
             raise ValueError(f"noise_ids has “{part}”: write whole numbers from 0 to {HIGHEST_ID}, such as 0,0,5,0.")
-    if len(parts) != frames:
-        raise ValueError(
-            f"noise_ids has {len(parts)} numbers and the story {frames} frames: write one number for each frame, "
-            "or leave it empty."
-        )
     return [int(part) for part in parts]

@@ -67,7 +67,8 @@ def encode(clip, text: str) -> list:
 
 
 def empty(story: Story, width: int = 64, height: int = 64, noise: str = "different", noise_ids: str = "") -> dict:
-    return OneStoryLatent.execute(story, width, height, noise, noise_ids).result[0]
+    (latent,) = OneStoryLatent.execute(story, width, height, noise, noise_ids).result[0]
+    return latent
 
 
 def ipca(model, **changed):

@@ -224,11 +224,11 @@ def test_the_node_takes_any_dtype_and_returns_one_image():
 
     story = parse_script("a fox", "reads # He reads.\nsleeps # He sleeps.")
     for count, dtype in ((1, torch.float32), (2, torch.float16), (3, torch.bfloat16), (4, torch.float64)):
-        (page,) = OneStoryBoard.execute(torch.rand(count, 64, 64, 3, dtype=dtype), story, 0, True).result
+        ((page,),) = OneStoryBoard.execute(torch.rand(count, 64, 64, 3, dtype=dtype), story, 0, True).result
         assert page.dtype == torch.float32 and page.shape[0] == 1 and page.shape[3] == 3
         assert page.min() >= 0 and page.max() <= 1
-    (plain,) = OneStoryBoard.execute(torch.rand(2, 64, 64, 3), story, 0, False).result
-    (words,) = OneStoryBoard.execute(torch.rand(2, 64, 64, 3), story, 0, True).result
+    ((plain,),) = OneStoryBoard.execute(torch.rand(2, 64, 64, 3), story, 0, False).result
+    ((words,),) = OneStoryBoard.execute(torch.rand(2, 64, 64, 3), story, 0, True).result
     assert words.shape[1] > plain.shape[1]
 
 
@@ -284,7 +284,7 @@ def blank(count: int = 1) -> torch.Tensor:
 def test_the_board_shows_a_right_to_left_caption_as_raqm_draws_it(text, position):
     from onestory.nodes.board import OneStoryBoard
 
-    (page,) = OneStoryBoard.execute(blank(), parse_script("a fox", f"reads # {text}"), 0, True, "grid", position).result
+    ((page,),) = OneStoryBoard.execute(blank(), parse_script("a fox", f"reads # {text}"), 0, True, "grid", position).result
     layout = lay_out([text], 256, 64, caption_position=position)
     [(x, baseline, line)] = layout.panels[0].lines
     size = layout.face.size
@@ -438,7 +438,8 @@ def test_the_node_says_when_images_and_frames_do_not_match(images, frames, said,
     story = parse_script("a fox", "\n".join(["reads"] * frames))
     with caplog.at_level(logging.WARNING):
         output = OneStoryBoard.execute(torch.rand(images, 64, 64, 3), story, 0, shown)
-    assert output.result[0].shape[0] == 1
+    ((page,),) = output.result
+    assert page.shape[0] == 1
     warnings = [record.getMessage() for record in caplog.records]
     if said:
         (text,) = output.ui.as_dict()["text"]
@@ -480,8 +481,8 @@ def test_the_node_sets_own_captions_as_it_sets_the_storys():
 
     images = torch.rand(4, 64, 64, 3)  # two takes
     told, plain = (parse_script("a fox", f"reads # {one}\nsleeps # Two.") for one in ("Uno.", "One."))
-    (wanted,) = OneStoryBoard.execute(images, told, 0, True).result
-    (own,) = OneStoryBoard.execute(images, plain, 0, True, own_captions="Uno.").result
+    ((wanted,),) = OneStoryBoard.execute(images, told, 0, True).result
+    ((own,),) = OneStoryBoard.execute(images, plain, 0, True, own_captions="Uno.").result
     assert torch.equal(own, wanted)
-    (without,) = OneStoryBoard.execute(images, plain, 0, False, own_captions="Uno.").result
-    assert torch.equal(without, OneStoryBoard.execute(images, plain, 0, False).result[0])
+    ((without,),) = OneStoryBoard.execute(images, plain, 0, False, own_captions="Uno.").result
+    assert torch.equal(without, OneStoryBoard.execute(images, plain, 0, False).result[0][0])

@@ -18,9 +18,20 @@ class OneStoryBoard(io.ComfyNode):
             display_name="Story Board",
             category=CATEGORY,
             description="Sets a story's frames and captions on pages: a grid, a strip, a comic page or four-panel "
-            "strips, with speech bubbles and a title. Fonts for Latin, Greek, Cyrillic, Arabic, Hebrew, Chinese, Japanese and Korean text and emoji are "
-            "built in; other scripts use the system's fonts, and a character that no font has becomes □.",
-            search_aliases=["story", "storyboard", "comic", "manga", "four-panel", "grid", "caption", "speech bubble"],
+            "strips, with speech bubbles and a title. Fonts for Latin, Greek, Cyrillic, Arabic, Hebrew, Chinese, "
+            "Japanese and Korean text and emoji are built in; other scripts use the system's fonts, and a character that no font has becomes □.",
+            search_aliases=[
+                "story",
+                "storyboard",
+                "comic",
+                "manga",
+                "four-panel",
+                "grid",
+                "contact sheet",
+                "caption",
+                "speech bubble",
+                "title",
+            ],
             inputs=[
                 io.Image.Input("images", tooltip="The story's frames in order, from VAE Decode."),
                 STORY.Input(

@@ -49,8 +49,8 @@ class OneStoryLatent(io.ComfyNode):
                     default=1,
                     min=1,
                     max=32,
-                    tooltip="How many times the story is drawn, each time from other noise: the sampler draws the takes "
-                    "one after the other, and Pick Takes makes one story of the best frames.",
+                    tooltip="How many times the story is drawn, each time from other noise: the sampler draws the "
+                    "takes one after the other, and Pick Takes makes one story of the best frames.",
                 ),
                 io.Latent.Input(
                     "latent",

@@ -94,9 +94,7 @@ def place(
     return tuple(bubbles)
 
 
-def lefts(
-    row: list[Body], room: Box, margin: int, number: int, right_to_left: bool, target: Point | None
-) -> list[int]:
+def lefts(row: list[Body], room: Box, margin: int, number: int, right_to_left: bool, target: Point | None) -> list[int]:
     """Where the bodies of a row begin: spread over the width, or one of them by its speaker or on alternate sides."""
     start, end = room.left + margin, room.right - margin
     if target:

@@ -284,7 +284,9 @@ def blank(count: int = 1) -> torch.Tensor:
 def test_the_board_shows_a_right_to_left_caption_as_raqm_draws_it(text, position):
     from onestory.nodes.board import OneStoryBoard
 
-    ((page,),) = OneStoryBoard.execute(blank(), parse_script("a fox", f"reads # {text}"), 0, True, "grid", position).result
+    ((page,),) = OneStoryBoard.execute(
+        blank(), parse_script("a fox", f"reads # {text}"), 0, True, "grid", position
+    ).result
     layout = lay_out([text], 256, 64, caption_position=position)
     [(x, baseline, line)] = layout.panels[0].lines
     size = layout.face.size
@@ -449,7 +451,7 @@ def test_the_node_says_when_images_and_frames_do_not_match(images, frames, said,
         assert output.ui is None and warnings == []
 
 
-# --- captions of the board's own ---------------------------------------------------------------------------------------
+# --- captions of the board's own -------------------------------------------------------------------------------------
 
 THREE = ["One.", "Two.", "Three."]
 
@@ -470,7 +472,9 @@ def test_own_captions_take_the_place_of_the_storys_line_by_line(text, expected):
     assert replace_captions(THREE, text) == expected
 
 
-@pytest.mark.parametrize("frames, counts", [(3, "4 lines and the story 3 frames"), (1, "4 lines and the story 1 frame:")])
+@pytest.mark.parametrize(
+    "frames, counts", [(3, "4 lines and the story 3 frames"), (1, "4 lines and the story 1 frame:")]
+)
 def test_more_own_captions_than_frames_are_an_error_that_loses_none(frames, counts):
     with pytest.raises(ValueError, match=counts):
         replace_captions(THREE[:frames], "a\nb\n\nd")

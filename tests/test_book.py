@@ -59,7 +59,10 @@ def test_a_pdf_has_a_page_of_the_right_size_for_each_picture_and_the_pictures_th
     assert boxes == [
         pytest.approx([0, 0, page.shape[1] * 72 / resolution, page.shape[0] * 72 / resolution]) for page in shown
     ]
-    pictures = [Image.open(io.BytesIO(part)) for part in re.findall(rb"stream\r?\n(\xff\xd8\xff.*?\xff\xd9)\s*endstream", data, re.S)]
+    pictures = [
+        Image.open(io.BytesIO(part))
+        for part in re.findall(rb"stream\r?\n(\xff\xd8\xff.*?\xff\xd9)\s*endstream", data, re.S)
+    ]
     assert len(pictures) == len(shown)
     for picture, page in zip(pictures, shown):
         assert np.abs(np.asarray(picture, int) - pixels(page)).max() <= 6

@@ -223,5 +223,3 @@ def test_speaker_masks_are_the_places_of_the_speakers():
     assert changed[:, : pointed.shape[2] // 2].any() and not changed[:, pointed.shape[2] // 2 :].any()
     with pytest.raises(ValueError, match="has 3 speaker_masks and 2 images: give one for each image, or one for all"):
         board(story, images, speaker_masks=torch.zeros(3, 8, 8))
-
-

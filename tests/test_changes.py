@@ -38,7 +38,7 @@ def executed(page, studio, changes: dict[str, dict]) -> set[str]:  # noqa: F811
     kind, detail = press_run(page)
     assert kind == "execution_success", detail
     entry = studio.wait(detail["prompt_id"], None, lambda kind, data: None)  # the editor hears of the end first
-    messages = {kind: data for kind, data in entry["status"]["messages"]}
+    messages = dict(entry["status"]["messages"])
     graph = entry["prompt"][2]
     ran = set(graph) - set(messages["execution_cached"]["nodes"])
     return {f"{graph[id_]['class_type']} {id_}" for id_ in ran}

@@ -87,7 +87,10 @@ def test_suggestions_are_the_takes_most_like_the_chosen_first_frame(picks, first
     chosen = vectors[first][0]
 
     def cosine(vector):
-        return sum(a * b for a, b in zip(vector, chosen)) / (sum(a * a for a in vector) * sum(b * b for b in chosen)) ** 0.5
+        return (
+            sum(a * b for a, b in zip(vector, chosen))
+            / (sum(a * a for a in vector) * sum(b * b for b in chosen)) ** 0.5
+        )
 
     best = [first] + [max(range(3), key=lambda t, f=frame: cosine(vectors[t][f])) for frame in (1, 2, 3)]
     images = takes()
@@ -138,7 +141,11 @@ def test_every_take_of_every_frame_is_on_the_sheet_whole_and_only_the_picked_one
     colours = np.stack([shades, shades[::-1], np.full_like(shades, 0.5)], -1).reshape(count, frames, 1, 1, 3)
     images = np.broadcast_to(colours, (count, frames, *size, 3))
     picks = [frame % count for frame in range(frames)]
-    captions = ["A caption that is rather long for a small column, and longer.", "一个很长很长很长很长很长很长的图注", ""] * 5
+    captions = [
+        "A caption that is rather long for a small column, and longer.",
+        "一个很长很长很长很长很长很长的图注",
+        "",
+    ] * 5
     sheet = draw_contact_sheet(images, captions[:frames], picks)
     for take in range(count):
         for frame in range(frames):

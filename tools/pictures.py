@@ -109,6 +109,7 @@ STORIES = {
         "[Ruby] reading a book in the library # Ruby: “Owls say hoo.” Page one.\n"
         "[Olga] carrying a lantern in the snow # Olga: “Hoo knows?”",
         seed=1,
+        board={"title": "The Fox and the Owl"},
     ),
 }
 

@@ -19,7 +19,8 @@ class OneStoryBoard(io.ComfyNode):
             category=CATEGORY,
             description="Sets a story's frames and captions on pages: a grid, a strip, a comic page or four-panel "
             "strips, with speech bubbles and a title. Fonts for Latin, Greek, Cyrillic, Arabic, Hebrew, Chinese, "
-            "Japanese and Korean text and emoji are built in; other scripts use the system's fonts, and a character that no font has becomes □.",
+            "Japanese and Korean text and emoji are built in; other scripts use the system's fonts, and a character "
+            "that no font has becomes □.",
             search_aliases=[
                 "story",
                 "storyboard",

@@ -10,6 +10,7 @@ from onestory.nodes.takes import OneStoryPickTakes
 from onestory.pages.board import PAPER
 from onestory.pages.contact_sheet import CHOSEN, draw_contact_sheet
 from onestory.svr.record import KEY
+from test_server import graph as server_graph
 
 TALE = story("a red fox", "runs", "sleeps", "eats", "swims")
 
@@ -157,3 +158,38 @@ def test_every_take_of_every_frame_is_on_the_sheet_whole_and_only_the_picked_one
             assert framed == (picks[frame] == take)
     edge = np.concatenate([sheet[:8].reshape(-1, 3), sheet[:, :8].reshape(-1, 3), sheet[:, -8:].reshape(-1, 3)])
     assert (np.abs(edge - PAPER) < 1e-6).all(), "nothing is cut at the sheet's edges"
+
+
+# --- on the server ----------------------------------------------------------------------------------------------------
+
+
+def test_takes_are_drawn_measured_suggested_and_picked_by_comfyui_itself(server):
+    def link(class_type, **inputs):
+        return {"class_type": class_type, "inputs": inputs}
+
+    graph = server_graph("a red fox", "runs\nsleeps\neats")
+    graph["latent"]["inputs"]["takes"] = 2
+    graph |= {
+        "eye": link("CLIPVisionLoader", clip_name="clip.pt"),
+        "metrics": link("OneStoryMetrics", images=["pictures", 0], clip_vision=["eye", 0]),
+        "pick": link(
+            "OneStoryPickTakes", images=["pictures", 0], story=["script", 0], picks="", latent=["sampler", 0],
+            vectors=["metrics", 3],
+        ),
+        "redraw": link("SaveLatent", samples=["pick", 1], filename_prefix="picked"),
+    }  # fmt: skip
+    graph["board"]["inputs"]["images"] = ["pick", 0]
+    outputs = server.run(graph)
+    picked, suggested, first, second = outputs["pick"]["text"][0].splitlines()
+    assert picked.removeprefix("picked: ") == suggested.removeprefix("suggested: ")
+    rows = [[float(value) for value in line.split(": ")[1].split()] for line in (first, second)]
+    assert rows[0][0] == 1.0
+    best = [1, *(1 + (rows[1][frame] > rows[0][frame]) for frame in (1, 2))]
+    assert suggested == "suggested: " + ",".join(map(str, best))
+    assert len(outputs["metrics"]["images"]) == 2, "a heat map for each take"
+    assert len(outputs["save frames"]["images"]) == 6 and len(outputs["save board"]["images"]) == 1
+    del graph["pick"]["inputs"]["latent"]
+    errors = []
+    server.run(graph, lambda kind, data: errors.append(data) if kind == "execution_error" else None)
+    assert [error["node_id"] for error in errors] == ["redraw"]
+    assert "Pick Takes has no latent to hand on: wire the sampler's into its input" in errors[0]["exception_message"]

@@ -5,7 +5,7 @@ from math import ceil, sqrt
 
 import numpy as np
 
-from .board import INK, PAPER, Box, fill, outline, region
+from .board import INK, PAPER, Box, fill, region
 from .heat import colours, readable_on
 from .ink import write
 from .lettering import SetLine, Typeface
@@ -17,6 +17,7 @@ LARGEST, SMALLEST = 300, 96
 """A picture's longer side in pixels."""
 EDGE, GAP = 28, 16
 LABEL = 52
+BORDER = 5
 CAPTION_LINES = 2
 
 
@@ -50,10 +51,9 @@ def draw_contact_sheet(
             write_heading(sheet, face, heads[frame], left, top - 8)
             for take in range(takes):
                 place = Box(left, top + take * (high + GAP), left + wide, top + take * (high + GAP) + high)
-                outline(sheet, place, 5 if take == picks[frame] else 1)
-                if take == picks[frame]:
-                    border = Box(place.left - 5, place.top - 5, place.right + 5, place.bottom + 5)
-                    region(sheet, border)[:] = CHOSEN
+                border = BORDER if take == picks[frame] else 1
+                around = Box(place.left - border, place.top - border, place.right + border, place.bottom + border)
+                region(sheet, around)[:] = CHOSEN if take == picks[frame] else INK
                 region(sheet, place)[:] = fill(images[take, frame], place)
                 marks = f"{take + 1}★" if suggested and suggested[frame] == take else str(take + 1)
                 badge(sheet, face, marks, place, CHOSEN if take == picks[frame] else PLAIN)

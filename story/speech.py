@@ -44,11 +44,6 @@ def split_speech(caption: str, names: Sequence[str]) -> tuple[str, tuple[Speech,
     return "\n".join(filter(None, lines)), tuple(said)
 
 
-def quoted(speech: Speech) -> str:
-    """A speech as a caption has it."""
-    return f"{speech.name}: “{speech.text}”"
-
-
 @cache
 def spoken(names: tuple[str, ...]) -> regex.Pattern[str]:
     name = "|".join(sorted(map(regex.escape, names), key=len, reverse=True)) or ONE_WORD

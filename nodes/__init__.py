@@ -4,6 +4,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from .attention_view import OneStoryAttentionRecorder, OneStoryAttentionView
 from .board import OneStoryBoard
+from .book import OneStoryBook
 from .inspect import OneStoryInspect
 from .ipca import OneStoryIPCA
 from .latent import OneStoryLatent
@@ -14,6 +15,7 @@ from .reweight import OneStoryNaiveReweight, OneStorySVR
 from .runs import OneStoryJoin, OneStorySplit
 from .script import OneStoryScript
 from .self_attention import OneStorySelfAttention
+from .takes import OneStoryPickTakes
 
 
 class OneStoryExtension(ComfyExtension):
@@ -29,7 +31,9 @@ class OneStoryExtension(ComfyExtension):
             OneStoryLatent,
             OneStorySplit,
             OneStoryJoin,
+            OneStoryPickTakes,
             OneStoryBoard,
+            OneStoryBook,
             OneStoryInspect,
             OneStoryAttentionRecorder,
             OneStoryAttentionView,

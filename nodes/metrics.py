@@ -9,7 +9,7 @@ from ..pages.board import match_captions
 from ..pages.similarity import cut_out, describe, mean_pairwise, similarities
 from ..pages.similarity_sheet import draw_similarity
 from ..story.script import Story
-from .types import CATEGORY, STORY
+from .types import CATEGORY, STORY, STORY_VECTORS
 
 MODELS = ("clip_vision_model", "dinov2")
 """The kinds of vision model that answer with one vector for a whole picture, by ComfyUI's names."""
@@ -60,6 +60,9 @@ class OneStoryMetrics(io.ComfyNode):
                 ),
                 io.Image.Output(display_name="heat_map", tooltip="The similarity of every frame to every other."),
                 io.String.Output(display_name="text", tooltip="The mean and every pair, from the most alike down."),
+                STORY_VECTORS.Output(
+                    display_name="vectors", tooltip="What the model sees in each frame, for Pick Takes' suggestions."
+                ),
             ],
         )
 
@@ -72,14 +75,15 @@ class OneStoryMetrics(io.ComfyNode):
         story: Story | None = None,
     ) -> io.NodeOutput:
         check(images, clip_vision, mask)
-        matrix = similarities(embed(clip_vision, subjects(images, mask)))
+        vectors = embed(clip_vision, subjects(images, mask))
+        matrix = similarities(vectors)
         names = [""] * len(images)
         if story is not None:
             names = match_captions([frame.caption for frame in story.frames], len(images))
         mean, text = mean_pairwise(matrix), describe(matrix, names)
         heat_map = torch.from_numpy(draw_similarity(matrix, names))[None]
         shown = ui.PreviewImage(heat_map, cls=cls).as_dict() | ui.PreviewText(text).as_dict()
-        return io.NodeOutput(mean, heat_map, text, ui=shown | {"similarity": (mean,)})
+        return io.NodeOutput(mean, heat_map, text, vectors, ui=shown | {"similarity": (mean,)})
 
 
 def check(images: torch.Tensor, clip_vision: ClipVisionModel | None, mask: torch.Tensor | None) -> None:

@@ -5,8 +5,9 @@ from comfy_api.latest import io
 
 from ..attention.gathers import anchor_sources
 from ..attention.rows import STRETCHED, Cut, entries, wrong_batch
-from ..story.runs import Run, split_runs
+from ..story.runs import Run, parse_frames, split_runs
 from ..svr.record import KEY, Record
+from .latent import parse_numbers
 from .types import CATEGORY
 
 
@@ -17,9 +18,10 @@ class OneStorySplit(io.ComfyNode):
             node_id="OneStorySplit",
             display_name="Split Story",
             category=CATEGORY,
-            description="Turn a long story into runs that a small GPU can hold. The sampler draws them one after the "
-            "other, and Join Story puts the frames back in order: the pictures equal those of one large batch.",
-            search_aliases=["story", "batch", "low vram", "list"],
+            description="Turn a long story into runs that a small GPU can hold, or take out the frames to be drawn "
+            "again. The sampler draws the runs one after the other, and Join Story puts the frames back in order: the "
+            "pictures equal those of one large batch.",
+            search_aliases=["story", "batch", "low vram", "list", "redraw", "re-roll", "inpaint", "one frame"],
             inputs=[
                 io.Conditioning.Input("conditioning", tooltip="The whole story, from Story Prompt or SVR."),
                 io.Latent.Input("latent", tooltip="The whole story, from Story Latent."),
@@ -43,6 +45,21 @@ class OneStorySplit(io.ComfyNode):
                     optional=True,
                     tooltip="Needed when the conditionings have something for each frame, such as a ControlNet with a "
                     "picture for each: apply it before this node and wire both.",
+                ),
+                io.String.Input(
+                    "frames",
+                    optional=True,
+                    default="",
+                    tooltip="The frames to draw, such as 3 or 2, 5-7; empty for all. Join Story takes the others from "
+                    "its input `earlier`. With a noise mask in the latent, only what it marks in these frames is drawn "
+                    "again, beside the others as they are.",
+                ),
+                io.String.Input(
+                    "noise_ids",
+                    optional=True,
+                    default="",
+                    tooltip="The noise of `frames`: one number for all of them, or one for each. Empty keeps the "
+                    "latent's own. Another number is another picture.",
                 ),
             ],
             outputs=[
@@ -76,16 +93,22 @@ class OneStorySplit(io.ComfyNode):
         frames_per_run: int,
         anchors: int,
         negative: list[list[Any]] | None = None,
+        frames: str = "",
+        noise_ids: str = "",
     ) -> io.NodeOutput:
-        frames = latent["samples"].shape[0]
+        total = latent["samples"].shape[0]
         record = next((options[KEY].record for _, options in conditioning if KEY in options), None)
         if record:
-            check_whole(record, frames)
+            check_whole(record, total)
         check_latent(latent)
         if negative is None:
             check_negative_needed(conditioning)
-        characters = record.characters if record else (("",),) * frames
-        runs = split_runs(anchor_sources(characters, anchors), frames_per_run)
+        wanted = parse_frames(frames, total)
+        latent = {**latent, "batch_index": with_noise_ids(latent, wanted, noise_ids)}
+        if "noise_mask" in latent and len(wanted) < total:
+            latent["noise_mask"] = mask_only(latent["noise_mask"], wanted, total)
+        characters = record.characters if record else (("",),) * total
+        runs = split_runs(anchor_sources(characters, anchors), frames_per_run, wanted)
         cuts = [Cut(run.frames, run.total) for run in runs]
         return io.NodeOutput(
             [[select_entry(entry, cut) for entry in conditioning] for cut in cuts],
@@ -101,15 +124,28 @@ class OneStoryJoin(io.ComfyNode):
             node_id="OneStoryJoin",
             display_name="Join Story",
             category=CATEGORY,
-            description="Put the frames of a split story back in order.",
-            search_aliases=["story", "batch", "low vram", "list"],
+            description="Put the frames of a split story back in order, and redrawn frames into their place.",
+            search_aliases=["story", "batch", "low vram", "list", "redraw", "re-roll"],
             is_input_list=True,
-            inputs=[io.Latent.Input("latent", tooltip="The sampler's output for the runs of Split Story.")],
-            outputs=[io.Latent.Output(tooltip="One batch with every frame once, in the story's order.")],
+            inputs=[
+                io.Latent.Input("latent", tooltip="The sampler's output for the runs of Split Story."),
+                io.Latent.Input(
+                    "earlier",
+                    optional=True,
+                    tooltip="The whole story as it was drawn before, for the frames that Split Story was not asked to "
+                    "draw again.",
+                ),
+            ],
+            outputs=[
+                io.Latent.Output(
+                    is_output_list=True,
+                    tooltip="One batch with every frame once, in the story's order; one for each take of the story.",
+                )
+            ],
         )
 
     @classmethod
-    def execute(cls, latent: list[dict[str, Any]]) -> io.NodeOutput:
+    def execute(cls, latent: list[dict[str, Any]], earlier: list[dict[str, Any]] | None = None) -> io.NodeOutput:
         for part in latent:
             check_run_latent(part)
         total = latent[0][KEY].total
@@ -119,19 +155,82 @@ class OneStoryJoin(io.ComfyNode):
                 f"Join Story has runs of a story of {total} frames and of one of {others}: wire all runs of one Split "
                 "Story."
             )
-        rows = {frame: (part, i) for part in reversed(latent) for i, frame in enumerate(part[KEY].frames)}
-        missing = sorted(set(range(total)) - set(rows))
-        if missing:
-            raise ValueError(f"Join Story lacks frame {missing[0] + 1} of {total}: wire all runs of one Split Story.")
-        order = [rows[frame] for frame in sorted(rows)]
-        joined = {key: value for key, value in latent[0].items() if key not in (KEY, "batch_index", "noise_mask")}
-        joined["samples"] = torch.stack([part["samples"][i] for part, i in order])
-        if all("batch_index" in part for part in latent):
-            joined["batch_index"] = [part["batch_index"][i] for part, i in order]
-        if all("noise_mask" in part for part in latent):
-            masks = [mask_rows(part["noise_mask"]) for part, _ in order]
-            joined["noise_mask"] = torch.stack([mask[i % len(mask)] for mask, (_, i) in zip(masks, order)])
-        return io.NodeOutput(joined)
+        takes = split_takes(latent)
+        if earlier is None:
+            return io.NodeOutput([join_runs(runs, total) for runs in takes])
+        if len(earlier) not in (1, len(takes)):
+            raise ValueError(
+                f"Join Story has {len(earlier)} earlier latents for {len(takes)} "
+                f"{'take' if len(takes) == 1 else 'takes'} of the story: wire one, or one for each take."
+            )
+        befores = earlier * len(takes) if len(earlier) == 1 else earlier
+        return io.NodeOutput([put_into(before, runs, total) for before, runs in zip(befores, takes)])
+
+
+def split_takes(runs: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """The runs of several takes of one story, which come one after the other, take by take."""
+    takes: list[list[dict[str, Any]]] = []
+    seen: set[int] = set()
+    for run in runs:
+        if not takes or seen & set(run[KEY].taken):
+            takes.append([])
+            seen = set()
+        takes[-1].append(run)
+        seen |= set(run[KEY].taken)
+    return takes
+
+
+def rows_of(runs: list[dict[str, Any]]) -> dict[int, tuple[dict[str, Any], int]]:
+    """For each frame that the story takes from these runs, the latent that has it and its row there."""
+    return {frame: (part, part[KEY].frames.index(frame)) for part in runs for frame in part[KEY].taken}
+
+
+def join_runs(runs: list[dict[str, Any]], total: int) -> dict[str, Any]:
+    """One latent batch with every frame of the story, from the runs that drew it. Raises `ValueError`."""
+    rows = rows_of(runs)
+    missing = sorted(set(range(total)) - set(rows))
+    if missing:
+        raise ValueError(
+            f"Join Story lacks frame {missing[0] + 1} of {total}: wire all runs of one Split Story, and where that "
+            "draws some `frames` again, the whole story's latent into `earlier`."
+        )
+    order = [rows[frame] for frame in sorted(rows)]
+    joined = {key: value for key, value in runs[0].items() if key not in (KEY, "batch_index", "noise_mask")}
+    joined["samples"] = torch.stack([part["samples"][i] for part, i in order])
+    if all("batch_index" in part for part in runs):
+        joined["batch_index"] = [part["batch_index"][i] for part, i in order]
+    if all("noise_mask" in part for part in runs):
+        masks = [mask_rows(part["noise_mask"]) for part, _ in order]
+        joined["noise_mask"] = torch.stack([mask[i % len(mask)] for mask, (_, i) in zip(masks, order)])
+    return joined
+
+
+def put_into(earlier: dict[str, Any], runs: list[dict[str, Any]], total: int) -> dict[str, Any]:
+    """The whole story's latent `earlier` with the frames that these runs drew again. Raises `ValueError`."""
+    samples, drawn = earlier["samples"], runs[0]["samples"]
+    if KEY in earlier or len(samples) != total:
+        raise ValueError(
+            f"Join Story's `earlier` has {len(samples)} {'frame' if len(samples) == 1 else 'frames'} and the story "
+            f"{total}: wire the latent of the whole story, from its sampler or Join Story."
+        )
+    if samples.shape[1:] != drawn.shape[1:]:
+        raise ValueError(
+            f"Join Story's `earlier` has latents of {shape_of(samples)} and the redrawn frames of {shape_of(drawn)}: "
+            "draw them at the same size, with the same model."
+        )
+    joined = {**earlier, "samples": samples.clone()}
+    ids = earlier.get("batch_index")
+    if ids is not None:
+        joined["batch_index"] = ids = [*ids]
+    for frame, (part, row) in rows_of(runs).items():
+        joined["samples"][frame] = part["samples"][row]
+        if ids is not None and "batch_index" in part:
+            ids[frame] = part["batch_index"][row]
+    return joined
+
+
+def shape_of(samples: torch.Tensor) -> str:
+    return " x ".join(map(str, samples.shape[1:]))
 
 
 def check_latent(latent: dict[str, Any]) -> None:
@@ -191,11 +290,36 @@ def check_run_latent(part: dict[str, Any]) -> None:
 
 def select_latent(latent: dict[str, Any], run: Run, cut: Cut) -> dict[str, Any]:
     rows = list(run.frames)
-    ids = latent.get("batch_index") or range(run.total)
+    ids = latent["batch_index"]
     selected = {**latent, "samples": latent["samples"][rows], "batch_index": [ids[j] for j in rows], KEY: run}
     if "noise_mask" in latent:
         selected["noise_mask"] = cut.repeated(mask_rows(latent["noise_mask"]))
     return selected
+
+
+def with_noise_ids(latent: dict[str, Any], wanted: tuple[int, ...], text: str) -> list[int]:
+    """The noise numbers of a whole story's frames, those of the `wanted` ones as in `text`. Raises `ValueError`."""
+    ids = [*(latent.get("batch_index") or range(len(latent["samples"])))]
+    numbers = parse_numbers(text)
+    if len(numbers) == 1:
+        numbers = numbers * len(wanted)
+    if numbers and len(numbers) != len(wanted):
+        raise ValueError(
+            f"noise_ids has {len(numbers)} numbers for {len(wanted)} frames: write one number for all of them, one for "
+            "each, or none."
+        )
+    for frame, number in zip(wanted, numbers):
+        ids[frame] = number
+    return ids
+
+
+def mask_only(mask: torch.Tensor, wanted: tuple[int, ...], total: int) -> torch.Tensor:
+    """A noise mask [total, height, width] that keeps all of the other frames as they are."""
+    mask = mask_rows(mask)
+    only = torch.zeros(total, *mask.shape[1:], dtype=mask.dtype, device=mask.device)
+    for frame in wanted:
+        only[frame] = mask[frame % len(mask)]
+    return only
 
 
 def mask_rows(mask: torch.Tensor) -> torch.Tensor:

@@ -8,6 +8,8 @@ from server import PromptServer
 from ..story.script import Story, summary
 
 STORY = io.Custom("STORY")
+STORY_VECTORS = io.Custom("STORY_VECTORS")
+"""What a vision model sees in each picture: an array [pictures, channels], float64."""
 CATEGORY = "OneStory"
 
 

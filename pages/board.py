@@ -133,6 +133,11 @@ def draw_board(
     Returns [page height, page width, 3], float32. Images drawn at their own size keep every value.
     """
     page = lay_out(captions, images.shape[2], images.shape[1], layout, columns, caption_position, gutter, page_width)
+    return paint(images, page)
+
+
+def paint(images: np.ndarray, page: Page) -> np.ndarray:
+    """Draw `images` [frames, height, width, 3 or 4], 0..1, on a page that is laid out."""
     board = np.empty((page.height, page.width, 3), np.float32)
     board[0] = PAPER
     board[1:] = board[0]

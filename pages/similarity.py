@@ -30,6 +30,15 @@ def similarities(embeds: np.ndarray) -> np.ndarray:
     return matrix
 
 
+def similar_to_first(vectors: np.ndarray, take: int) -> np.ndarray:
+    """Cosine similarity of every frame of every take to the first frame of one `take`.
+
+    `vectors` are [takes, frames, channels]; returns [takes, frames], -1..1, float64.
+    """
+    unit = vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return (unit @ unit[take, 0]).clip(-1, 1)
+
+
 def mean_pairwise(matrix: np.ndarray) -> float:
     """The mean over all pairs of two different frames, each pair once, of a symmetric [frames, frames] (CLIP-I)."""
     return float(matrix[np.triu_indices(len(matrix), 1)].mean())

@@ -67,7 +67,8 @@ def encode(clip, text: str) -> list:
 
 
 def empty(story: Story, width: int = 64, height: int = 64, noise: str = "different", noise_ids: str = "") -> dict:
-    return OneStoryLatent.execute(story, width, height, noise, noise_ids).result[0]
+    (latent,) = OneStoryLatent.execute(story, width, height, noise, noise_ids).result[0]
+    return latent
 
 
 def ipca(model, **changed):
@@ -98,9 +99,9 @@ def sample_advanced(model, positive, negative, latent, sampler="euler", schedule
     return SamplerCustomAdvanced.execute(noise, guider, sampler, sigmas, latent)[0]["samples"]
 
 
-def split(conditioning, latent, frames_per_run, anchors, negative=None) -> list[tuple]:
+def split(conditioning, latent, frames_per_run, anchors, negative=None, **more) -> list[tuple]:
     """Split Story's runs, each (positive, latent, negative)."""
-    lists = OneStorySplit.execute(conditioning, latent, frames_per_run, anchors, negative).result
+    lists = OneStorySplit.execute(conditioning, latent, frames_per_run, anchors, negative, **more).result
     return list(zip(*lists, strict=True))
 
 
@@ -110,8 +111,10 @@ def in_runs(model, conditioning, negative, latent, frames_per_run, anchors, **sa
     return join([ksampler(model, run, negative, part, **sampling) for run, part, _ in runs])["samples"]
 
 
-def join(latents: list[dict]) -> dict:
-    return OneStoryJoin.execute(latents).result[0]
+def join(latents: list[dict], earlier: dict | None = None) -> dict:
+    """Join Story's one batch."""
+    (joined,) = OneStoryJoin.execute(latents, [earlier] if earlier else None).result[0]
+    return joined
 
 
 @cache

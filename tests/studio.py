@@ -91,6 +91,12 @@ def draft(workflow: dict[str, dict], side: int = 64, steps: int = 2) -> dict[str
     return workflow
 
 
+def pages(workflow: dict[str, dict], node_id: str, frames: int) -> int:
+    """How many pages of a story of `frames` a node that saves a board gets."""
+    board = workflow[workflow[node_id]["inputs"]["images"][0]]["inputs"]
+    return math.ceil(frames / (board["frames_per_page"] or frames))
+
+
 def saved(client_: client.Client, outputs: dict[str, dict], node_id: str) -> list[Image.Image]:
     """The pictures that a Save Image node wrote."""
     return [Image.open(BytesIO(client_.download(image))) for image in client.images(outputs, [node_id])]

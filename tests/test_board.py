@@ -14,6 +14,7 @@ import torch
 from onestory.pages import bidi, lettering
 from onestory.pages.board import INK, LAYOUTS, PAPER, Box, Page, draw_board, lay_out, match_captions
 from onestory.pages.lettering import FINE, Typeface, clean, clusters
+from onestory.story.captions import replace_captions
 from onestory.story.script import parse_script
 from PIL import Image, ImageDraw, ImageFont, features
 
@@ -223,11 +224,11 @@ def test_the_node_takes_any_dtype_and_returns_one_image():
 
     story = parse_script("a fox", "reads # He reads.\nsleeps # He sleeps.")
     for count, dtype in ((1, torch.float32), (2, torch.float16), (3, torch.bfloat16), (4, torch.float64)):
-        (page,) = OneStoryBoard.execute(torch.rand(count, 64, 64, 3, dtype=dtype), story, 0, True).result
+        ((page,),) = OneStoryBoard.execute(torch.rand(count, 64, 64, 3, dtype=dtype), story, 0, True).result
         assert page.dtype == torch.float32 and page.shape[0] == 1 and page.shape[3] == 3
         assert page.min() >= 0 and page.max() <= 1
-    (plain,) = OneStoryBoard.execute(torch.rand(2, 64, 64, 3), story, 0, False).result
-    (words,) = OneStoryBoard.execute(torch.rand(2, 64, 64, 3), story, 0, True).result
+    ((plain,),) = OneStoryBoard.execute(torch.rand(2, 64, 64, 3), story, 0, False).result
+    ((words,),) = OneStoryBoard.execute(torch.rand(2, 64, 64, 3), story, 0, True).result
     assert words.shape[1] > plain.shape[1]
 
 
@@ -283,7 +284,9 @@ def blank(count: int = 1) -> torch.Tensor:
 def test_the_board_shows_a_right_to_left_caption_as_raqm_draws_it(text, position):
     from onestory.nodes.board import OneStoryBoard
 
-    (page,) = OneStoryBoard.execute(blank(), parse_script("a fox", f"reads # {text}"), 0, True, "grid", position).result
+    ((page,),) = OneStoryBoard.execute(
+        blank(), parse_script("a fox", f"reads # {text}"), 0, True, "grid", position
+    ).result
     layout = lay_out([text], 256, 64, caption_position=position)
     [(x, baseline, line)] = layout.panels[0].lines
     size = layout.face.size
@@ -436,7 +439,8 @@ def test_the_node_says_when_images_and_frames_do_not_match(images, frames, said,
     story = parse_script("a fox", "\n".join(["reads"] * frames))
     with caplog.at_level(logging.WARNING):
         output = OneStoryBoard.execute(torch.rand(images, 64, 64, 3), story, 0, shown)
-    assert output.result[0].shape[0] == 1
+    ((page,),) = output.result
+    assert page.shape[0] == 1
     warnings = [record.getMessage() for record in caplog.records]
     if said:
         (text,) = output.ui.as_dict()["text"]
@@ -444,3 +448,44 @@ def test_the_node_says_when_images_and_frames_do_not_match(images, frames, said,
         assert warnings == [f"OneStory: {text}"]
     else:
         assert output.ui is None and warnings == []
+
+
+# --- captions of the board's own -------------------------------------------------------------------------------------
+
+THREE = ["One.", "Two.", "Three."]
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("", THREE),
+        (" \n\n", THREE),
+        ("Uno.", ["Uno.", "Two.", "Three."]),
+        ("\n\u200b\nTres.\n\n\n\n", ["One.", "Two.", "Tres."]),
+        ("# Uno.\n#\n＃", ["Uno.", "", ""]),
+        ("#1 of all\n\\# hash\na # b", ["#1 of all", "# hash", "a # b"]),
+        ("一。\r\n二。\u2028三。", ["一。", "二。", "三。"]),
+    ],
+)
+def test_own_captions_take_the_place_of_the_storys_line_by_line(text, expected):
+    assert replace_captions(THREE, text) == expected
+
+
+@pytest.mark.parametrize(
+    "frames, counts", [(3, "4 lines and the story 3 frames"), (1, "4 lines and the story 1 frame:")]
+)
+def test_more_own_captions_than_frames_are_an_error_that_loses_none(frames, counts):
+    with pytest.raises(ValueError, match=counts):
+        replace_captions(THREE[:frames], "a\nb\n\nd")
+
+
+def test_the_node_sets_own_captions_as_it_sets_the_storys():
+    from onestory.nodes.board import OneStoryBoard
+
+    images = torch.rand(4, 64, 64, 3)  # two takes
+    told, plain = (parse_script("a fox", f"reads # {one}\nsleeps # Two.") for one in ("Uno.", "One."))
+    ((wanted,),) = OneStoryBoard.execute(images, told, 0, True).result
+    ((own,),) = OneStoryBoard.execute(images, plain, 0, True, own_captions="Uno.").result
+    assert torch.equal(own, wanted)
+    ((without,),) = OneStoryBoard.execute(images, plain, 0, False, own_captions="Uno.").result
+    assert torch.equal(without, OneStoryBoard.execute(images, plain, 0, False).result[0][0])

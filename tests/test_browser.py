@@ -17,7 +17,7 @@ from conftest import COMFYUI, ROOT
 from onestory.story.script import parse_script
 from onestory.tools import client, host
 from PIL import Image
-from studio import NAMES, WORKFLOWS, draft, read, saved, twin
+from studio import NAMES, WORKFLOWS, draft, pages, read, saved, twin
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -161,7 +161,8 @@ def test_workflow_opens_runs_and_shows_its_pictures(page, name):
     frames = len(script["frames"].splitlines())
     for id_, node in drafted.items():
         if node["class_type"] == "SaveImage":
-            shown = frames if node["inputs"]["filename_prefix"].startswith("OneStory/frame") else 1
+            board = node["inputs"]["filename_prefix"].startswith("OneStory/board")
+            shown = pages(drafted, id_, frames) if board else frames
             page.wait_for_function(f"app.graph.getNodeById({id_}).imgs?.length === {shown}")
     page.wait_for_timeout(500)
     page.screenshot(path=SCREENSHOTS / f"{name}.png")

@@ -88,7 +88,7 @@ def test_frames_are_measured_each_alone(clip, images):
 
 
 def test_equal_frames_have_similarity_1(clip, images):
-    similarity, heat_map, text = run(images[:1].expand(3, -1, -1, -1), clip).result
+    similarity, heat_map, text, _ = run(images[:1].expand(3, -1, -1, -1), clip).result
     assert similarity == pytest.approx(1.0, abs=1e-6)
     assert text.startswith("mean 1.0000 over 3 pairs of 3 frames")
 
@@ -183,7 +183,7 @@ def test_frames_are_named_by_their_captions(clip, images):
 
 def test_the_node_shows_heat_map_text_and_number(clip, images, tmp_path):
     output = run(images, clip)
-    similarity, heat_map, text = output.result
+    similarity, heat_map, text, _ = output.result
     assert heat_map.shape[0] == 1 and heat_map.shape[2:] == (WIDTH, 3) and heat_map.dtype == torch.float32
     (shown,) = output.ui["images"]
     assert Image.open(tmp_path / shown["filename"]).size == (WIDTH, heat_map.shape[1])
@@ -286,6 +286,6 @@ def test_a_dino_model_from_comfyuis_loader_is_measured(tmp_path, monkeypatch):
     monkeypatch.setattr("folder_paths.get_full_path_or_raise", lambda kind, name: str(tmp_path / name))
     (model,) = nodes.CLIPVisionLoader().load_clip("dino.pt")
     model.image_size = 28  # it takes any; 518 would be minutes of CPU time
-    similarity, _, text = run(torch.stack([torch.zeros(32, 32, 3), random([32, 32, 3])]), model).result
+    similarity, _, text, _ = run(torch.stack([torch.zeros(32, 32, 3), random([32, 32, 3])]), model).result
     assert 0 < similarity < 1 - 1e-7
     assert text.startswith(f"mean {similarity:.4f} over 1 pair of 2 frames")

@@ -26,7 +26,8 @@ from graphs import (
 )
 from onestory.attention.architectures import unet
 from onestory.attention.gathers import anchor_sources
-from onestory.story.runs import Run, split_runs
+from onestory.nodes.runs import OneStoryJoin
+from onestory.story.runs import Run, parse_frames, split_runs
 from onestory.svr.record import KEY
 from reference import anchor_frames, tile_starts
 from torch.profiler import ProfilerActivity, profile
@@ -121,9 +122,7 @@ def test_every_frame_is_drawn_in_order_beside_all_frames_it_looks_at(cast):
 
 def test_without_anchors_runs_have_the_asked_number_of_frames():
     assert split_runs(anchor_sources(CASTS["one"], 0), 5) == [
-        Run((0, 1, 2, 3, 4), 12),
-        Run((5, 6, 7, 8, 9), 12),
-        Run((10, 11), 12),
+        Run(frames, 12, frames) for frames in ((0, 1, 2, 3, 4), (5, 6, 7, 8, 9), (10, 11))
     ]
 
 
@@ -489,6 +488,117 @@ def test_join_takes_masks_that_were_set_on_the_runs_and_latents_without_noise_nu
     joined = join([{name: value for name, value in run.items() if name != "batch_index"} for run in runs])
     assert joined["noise_mask"].shape == (5, 5, 7)
     assert "batch_index" not in joined
+
+
+# --- frames drawn again -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text, frames",
+    [("", range(12)), (" , ", range(12)), ("3", [2]), ("2, 5-7", [1, 4, 5, 6]), ("7-5;12", [4, 5, 6, 11])]
+    + [("３、５－６", [2, 4, 5]), ("1 – 2 2 1", [0, 1]), ("1-12", range(12))],
+)
+def test_frames_are_read_as_people_write_them(text, frames):
+    assert parse_frames(text, 12) == tuple(frames)
+
+
+@pytest.mark.parametrize("text, part", [("0", "0"), ("2, 13", "13"), ("5-99", "5-99"), ("0-3", "0-3")])
+def test_a_frame_that_the_story_has_not_is_named(text, part):
+    with pytest.raises(ValueError, match=f"frames has “{part}”, and the story has 12 frames: .* from 1 to 12"):
+        parse_frames(text, 12)
+
+
+@pytest.mark.parametrize("text, part", [("3 to 5", "to"), ("x", "x"), ("2.5", "2.5"), ("1-", "1-"), ("2-3-4", "2-3-4")])
+def test_what_is_no_frame_is_named(text, part):
+    with pytest.raises(ValueError, match=f"frames has “{part}”: write numbers of frames such as 3 or 2, 5-7"):
+        parse_frames(text, 12)
+
+
+@pytest.mark.parametrize("cast", CASTS)
+def test_wanted_frames_are_drawn_once_beside_those_they_look_at_and_no_others(cast):
+    sources = anchor_sources(CASTS[cast], 2)
+    for wanted in ([len(sources) - 1], range(1, len(sources), 2) or [0]):
+        for frames_per_run in (1, 3):
+            runs = split_runs(sources, frames_per_run, wanted)
+            assert sorted(frame for run in runs for frame in run.taken) == sorted(wanted)
+            for run in runs:
+                needed = set(run.taken)
+                while more := {s for frame in needed for s in sources[frame]} - needed:
+                    needed |= more
+                assert set(run.frames) == needed
+
+
+@pytest.mark.parametrize("frames, noise_ids", [("9", "50"), ("8, 11-12", "7 8 9")])
+def test_a_redrawn_frame_is_that_of_one_batch_with_its_new_noise_and_all_others_stay(twelve, frames, noise_ids):
+    name = "heun, always"
+    settings, sampling = SAMPLINGS[name]
+    earlier = {**twelve.latent, "samples": twelve.whole(name)}
+    runs = split(twelve.positive, twelve.latent, 4, ANCHORS, frames=frames, noise_ids=noise_ids)
+    drawn = [ksampler(twelve.model(**settings), run, twelve.negative, part, **sampling) for run, part, _ in runs]
+    joined = join(drawn, earlier)
+    at = parse_frames(frames, 12)
+    ids = [*range(12)]
+    for frame, number in zip(at, noise_ids.split()):
+        ids[frame] = int(number)
+    assert joined["batch_index"] == ids
+    latent = {**twelve.latent, "batch_index": ids}
+    want = sample(twelve.model(**settings), twelve.positive, twelve.negative, latent, **sampling)
+    assert scaled_error(joined["samples"], want) < PROMISED
+    for frame in range(12):
+        changed = not torch.equal(joined["samples"][frame], earlier["samples"][frame])
+        assert changed == (frame in at)
+    assert torch.equal(earlier["samples"], twelve.whole(name)), "the earlier latent is left as it is"
+
+
+def test_with_a_mask_only_its_part_of_the_wanted_frame_is_drawn_beside_the_others_as_they_are(sd, five):
+    conditioning, negative, latent = five
+    model = self_attention(sd.model)
+    drawn = ksampler(model, conditioning, negative, latent)
+    mask = torch.zeros(1, HEIGHT, WIDTH)
+    mask[:, :, :24] = 1
+    masked = nodes.SetLatentNoiseMask().set_mask(drawn, mask)[0]
+    ((run, part, _),) = split(conditioning, masked, 4, ANCHORS, frames="4", noise_ids="9")
+    again = ksampler(model, run, negative, part)
+    joined = join([again], drawn)
+    rows = part[KEY].frames
+    assert rows == (0, 1, 3)
+    kept = again["samples"][:2] - drawn["samples"][:2]
+    assert kept.abs().max() < 1e-5, "its anchors are there as they are"
+    change = (joined["samples"] - drawn["samples"]).abs()
+    assert change[3, :, :, :3].max() > 100 * PROMISED and change[3, :, :, 3:].max() < 1e-5
+    assert not change[[0, 1, 2, 4]].any()
+    assert "noise_mask" not in joined
+    alone = sample(sd.model, run, negative, part)
+    assert scaled_error(again["samples"], alone) > 100 * PROMISED, "it looks at them"
+
+
+def test_takes_of_a_split_story_come_back_as_takes(five):
+    conditioning, _, latent = five
+    takes = [{**latent, "samples": random([5, 4, 5, 7], n)} for n in range(3)]
+    runs = [part for take in takes for _, part, _ in split(conditioning, take, 2, ANCHORS)]
+    (joined,) = OneStoryJoin.execute(runs).result
+    assert [torch.equal(got["samples"], take["samples"]) for got, take in zip(joined, takes, strict=True)] == [True] * 3
+    redrawn = [part for take in takes for _, part, _ in split(conditioning, take, 2, ANCHORS, frames="5")]
+    (joined,) = OneStoryJoin.execute(redrawn, [latent]).result
+    for got, take in zip(joined, takes, strict=True):
+        assert torch.equal(got["samples"][4], take["samples"][4]) and not got["samples"][:4].any()
+    with pytest.raises(ValueError, match="has 2 earlier latents for 3 takes of the story"):
+        OneStoryJoin.execute(redrawn, [latent, latent])
+
+
+def test_mistakes_in_redrawing_are_a_sentence_each(five):
+    conditioning, _, latent = five
+    with pytest.raises(ValueError, match="noise_ids has 2 numbers for 3 frames: write one number for all of them"):
+        split(conditioning, latent, 4, 0, frames="1-3", noise_ids="4,5")
+    with pytest.raises(ValueError, match="noise_ids has “x”"):
+        split(conditioning, latent, 4, 0, frames="1-3", noise_ids="x")
+    runs = [part for _, part, _ in split(conditioning, latent, 4, 0, frames="2")]
+    with pytest.raises(ValueError, match="lacks frame 1 of 5: .* the whole story's latent into `earlier`"):
+        join(runs)
+    with pytest.raises(ValueError, match="`earlier` has 4 frames and the story 5: wire the latent of the whole story"):
+        join(runs, {"samples": latent["samples"][:4]})
+    with pytest.raises(ValueError, match="`earlier` has latents of 4 x 5 x 8 and the redrawn frames of 4 x 5 x 7"):
+        join(runs, {"samples": torch.zeros(5, 4, 5, 8)})
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------

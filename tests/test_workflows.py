@@ -6,7 +6,7 @@ from itertools import combinations
 import pytest
 from onestory.story.script import parse_script
 from PIL import Image
-from studio import NAMES, WORKFLOWS, draft, read, saved, twin
+from studio import NAMES, WORKFLOWS, draft, pages, read, saved, twin
 
 NOTES = ("MarkdownNote", "Note")
 NUMBERS = {"INT": int, "FLOAT": (int, float), "BOOLEAN": bool, "STRING": str}
@@ -171,12 +171,13 @@ def test_api_workflow_runs_to_the_end(studio, name):
     frames = len(parse_script(script["identity"], script["frames"]).frames)
     savers = {id_: node["inputs"]["filename_prefix"] for id_, node in api.items() if node["class_type"] == "SaveImage"}
     assert {prefix.split()[0] for prefix in savers.values()} == {"OneStory/frame", "OneStory/board"}
+    side = 64 * math.prod(node["inputs"]["scale_by"] for node in api.values() if node["class_type"] == "ImageScaleBy")
     for id_, prefix in savers.items():
         pictures = saved(studio, outputs, id_)
         if prefix.startswith("OneStory/frame"):
-            assert [picture.size for picture in pictures] == [(64, 64)] * frames
+            assert [picture.size for picture in pictures] == [(side, side)] * frames
         else:
-            (board,) = pictures
-            assert board.width > 64 and board.height > 64
+            assert len(pictures) == pages(api, id_, frames)
+            assert all(board.width > 64 and board.height > 64 for board in pictures)
         for picture in pictures:
             assert any(low < high for low, high in picture.convert("RGB").getextrema()), "a picture of one colour"

@@ -81,6 +81,34 @@ STORIES = {
         "in a meadow\nreading a book in the library\non the beach at sunset\ncarrying a lantern on the moon",
         seed=3,
     ),
+    "Redraw a Frame": Picture(
+        "a green frog with a crown",
+        "in a meadow\non the beach # by the sea\nholding a balloon in the snow # Brr!\nin a bedroom at night # Home.",
+        seed=2,
+    ),
+    "Inpaint a Frame": Picture(
+        "an orange cat with a top hat",
+        "in the city\nreading a book in the library\nin the desert # Hot.\non a farm",
+        seed=6,
+    ),
+    "Takes": Picture(
+        "a blue bear with a scarf",
+        "in the forest\nin the mountains # Up…\non the moon # …and up.\nin a bedroom at night # Good night.",
+        seed=7,
+    ),
+    "Finish at Twice the Size": Picture(
+        "a purple rabbit with a crown",
+        "in a meadow\nin the snow\non the beach at sunset\nin the city",
+        seed=9,
+    ),
+    "Comic Book": Picture(
+        "[Ruby] a red fox with a scarf\n[Olga] a purple owl with a crown",
+        "[Ruby] in the forest # Ruby: “Hello? Anyone here?”\n[Olga] in the forest at night # Olga: “Hoo.”\n"
+        "[Ruby] reading a book in the library # Ruby: “Owls say hoo.” Page one.\n"
+        "[Olga] carrying a lantern in the snow # Olga: “Hoo knows?”",
+        seed=1,
+        board={"title": "The Fox and the Owl"},
+    ),
 }
 
 
@@ -98,20 +126,29 @@ def graph_of(name: str, picture: Picture, checkpoint: str) -> Workflow:
             while isinstance(value, list) and tuple(value) in around:
                 value = node["inputs"][key] = around[tuple(value)]
     demo.set_inputs(graph, "OneStoryBoard", {"page_width": 2 * SIDE, **picture.board})
-    unused = (*OTHERS_MODELS, *BESIDE_THEM)
+    unused = (*OTHERS_MODELS, *BESIDE_THEM) if around else ()
     return {key: node for key, node in graph.items() if node["class_type"] not in unused}
 
 
 def boards(client: Client, graph: Workflow) -> dict[str, Image.Image]:
-    """The pictures of the graph's boards, by what they are called after "OneStory/board"."""
+    """The first pages of the graph's boards, by what they are called after "OneStory/board"."""
     outputs = client.run(graph, demo.ProgressBar(graph))
     found = {}
     for key, node in graph.items():
         _, marker, kind = node["inputs"].get("filename_prefix", "").partition("OneStory/board")
         if marker:
-            (image,) = images(outputs, [key])
+            image, *_ = images(outputs, [key])
             found[kind.strip()] = Image.open(io.BytesIO(client.download(image))).convert("RGB")
     return found
+
+
+def masked_picture() -> bytes:
+    """A picture whose middle is masked, in the place of ComfyUI's example."""
+    picture = Image.new("RGBA", (64, 64), "white")
+    ImageDraw.Draw(picture).ellipse((12, 12, 52, 60), fill=(0, 0, 0, 0))
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()
 
 
 def thumbnail(found: dict[str, Image.Image]) -> Image.Image:
@@ -172,6 +209,7 @@ def main(names: Sequence[str]) -> None:
         host.running(this, Path(folder), checkpoint.parent, log=host.HOST / "comfyui.log") as url,
     ):
         client = Client(url)
+        client.upload("example.png", masked_picture())
         for name in names:
             if name == BANNER.stem:
                 picture, path = banner(client, checkpoint.name), BANNER

@@ -104,7 +104,7 @@ def in_runs(nodes, model, positive, negative, frames, side, anchors, steps=STEPS
         {**part, "samples": sample(model, conditioning, negative, part["samples"], steps)}
         for conditioning, part in zip(*runs[:2])
     ]
-    return nodes.join(drawn).result[0]
+    return nodes.join(drawn).result[0][0]
 
 
 @pytest.mark.parametrize("method, anchors", [("IPCA", 0), ("IPCA and self-attention", 4)])

@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -5,23 +6,15 @@ import comfy.model_management
 import comfy.utils
 import torch
 from comfy.sd import CLIP
-from comfy.sd1_clip import SD1ClipModel
-from comfy.sdxl_clip import SDXLClipModel, SDXLRefinerClipModel
-from comfy.text_encoders.sd2_clip import SD2ClipModel
 from comfy_api.latest import io
 
 from ..story.script import Story
-from ..svr.consolidate import NAMES, Prompt, consolidate
+from ..svr.consolidate import Prompt, consolidate
+from ..svr.encoders import TextEncoder, name_of
 from ..svr.inspect import token_texts
-from ..svr.record import KEY, Attached, Record, pairs_up
+from ..svr.record import KEY, Attached, Record, pairs_up, with_scales
+from .encoders import text_model_of
 from .types import CATEGORY, STORY
-
-ENCODERS: dict[type, tuple[str, ...]] = {
-    SD1ClipModel: ("l",),
-    SD2ClipModel: ("h",),
-    SDXLClipModel: ("l", "g"),
-    SDXLRefinerClipModel: ("g",),
-}
 
 
 class OneStoryPrompt(io.ComfyNode):
@@ -35,7 +28,9 @@ class OneStoryPrompt(io.ComfyNode):
             "every frame is encoded together with the others, which keeps the character the same.",
             search_aliases=["story", "prompt consolidation", "1prompt1story", "consistent character"],
             inputs=[
-                io.Clip.Input("clip", tooltip="The checkpoint's text encoder: SD1.x, SD2.x, SDXL base or refiner."),
+                io.Clip.Input(
+                    "clip", tooltip="The checkpoint's text encoder: SD1.x, SD2.x, SDXL base or refiner, SD3, Flux.1."
+                ),
                 STORY.Input("story", tooltip="From Story Script."),
                 io.Combo.Input(
                     "mode",
@@ -70,15 +65,10 @@ class OneStoryPrompt(io.ComfyNode):
             raise ValueError(
                 "The clip input is empty: this checkpoint has no text encoder, so load one with Load CLIP."
             )
-        encoders = ENCODERS.get(type(clip.cond_stage_model))
-        if encoders is None:
-            name = type(clip.cond_stage_model).__name__.rstrip("_")
-            raise ValueError(
-                f"The text encoder {name} is not supported: OneStory works with those of SD1.x (CLIP-L), SD2.x "
-                "(OpenCLIP-H), SDXL base (CLIP-L and CLIP-G) and the SDXL refiner (CLIP-G)."
-            )
+        encoders, width = text_model_of(clip)
         tokenize = partial(clip.tokenize, return_word_ids=True)
-        prompts, chosen, record = consolidate(story, tokenize, encoders, mode == "separate prompts", window)
+        separate = mode == "separate prompts"
+        prompts, chosen, record = consolidate(story, tokenize, encoders, separate, window, width)
         alone: list[Prompt] = []
         if pooled == "frame":
             alone = consolidate(story, tokenize, encoders, separate=True)[0]
@@ -96,17 +86,18 @@ class OneStoryPrompt(io.ComfyNode):
 
         texts = [read(clip, prompt, encoders) for prompt in prompts]
         record = record._replace(rows=tuple(row._replace(texts=texts[p]) for row, p in zip(record.rows, chosen)))
+        scaled = [encoder.key for encoder in encoders if not encoder.is_clip]
         conditioning = []
         for i, (_, options) in enumerate(encoded[0]):
             embeds = torch.cat([encoded[p][i][0] for p in chosen])
             rows = [encoded[p][i][1]["pooled_output"] for p in chosen]
             if pooled == "frame":
                 rows = [schedule[i][1]["pooled_output"] for schedule in encoded_alone]
-            pooled_output = torch.cat(rows)
-            if pooled == "zero":
+            pooled_output = None if any(row is None for row in rows) else torch.cat(rows)
+            if pooled == "zero" and pooled_output is not None:
                 pooled_output = torch.zeros_like(pooled_output)
-            added = {"pooled_output": pooled_output, KEY: Attached.to(embeds, record)}
-            conditioning.append([embeds, {**options, **added}])
+            attached = Attached.to(embeds, with_scales(embeds, record, scaled))
+            conditioning.append([embeds, {**options, "pooled_output": pooled_output, KEY: attached}])
         return io.NodeOutput(conditioning)
 
 
@@ -128,7 +119,7 @@ def check(prompt: Prompt, schedule: list[list[Any]], record: Record) -> None:
             )
         bad = record.find_not_finite(embeds)
         if bad is not None:
-            raise ValueError(not_finite(f"{NAMES[bad[1].name]}'s output", prompt))
+            raise ValueError(not_finite(f"{name_of(bad[1].name)}'s output", prompt))
     check_pooled(prompt, schedule)
 
 
@@ -148,12 +139,16 @@ def not_finite(what: str, prompt: Prompt) -> str:
     )
 
 
-def read(clip: CLIP, prompt: Prompt, encoders: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
-    """The text of every token, for each encoder."""
-    return tuple(
-        token_texts(
-            [token if isinstance(token, int) else None for token, _ in prompt.tokens[name][0]],
-            lambda token: clip.tokenizer.untokenize([(token, 1.0)])[0][1],
-        )
-        for name in encoders
-    )
+def read(clip: CLIP, prompt: Prompt, encoders: Sequence[TextEncoder]) -> tuple[tuple[str, ...], ...]:
+    """The text of every token that the encoder's output has, for each encoder."""
+    texts = []
+    for encoder in encoders:
+        tokens = [token if isinstance(token, int) else None for token, _ in prompt.tokens[encoder.key][0]]
+        texts.append(token_texts(tokens[encoder.dropped :], tokenizer_of(clip, encoder).inv_vocab.__getitem__))
+    return tuple(texts)
+
+
+def tokenizer_of(clip: CLIP, encoder: TextEncoder) -> Any:
+    """The tokenizer of one of the text encoders."""
+    names = (f"clip_{encoder.key}", encoder.key)
+    return next(getattr(clip.tokenizer, name) for name in names if hasattr(clip.tokenizer, name))

@@ -5,6 +5,7 @@ from typing import Any
 import comfy.model_management
 import comfy.utils
 import torch
+import torch.nn.functional as F
 from comfy.sd import CLIP
 from comfy_api.latest import io
 
@@ -65,10 +66,12 @@ class OneStoryPrompt(io.ComfyNode):
             raise ValueError(
                 "The clip input is empty: this checkpoint has no text encoder, so load one with Load CLIP."
             )
-        encoders, width = text_model_of(clip)
+        encoders, width, lengths = text_model_of(clip)
         tokenize = partial(clip.tokenize, return_word_ids=True)
         separate = mode == "separate prompts"
         prompts, chosen, record = consolidate(story, tokenize, encoders, separate, window, width)
+        if lengths == "equal":
+            check_lengths([prompts[p] for p in chosen], encoders[0].name)
         alone: list[Prompt] = []
         if pooled == "frame":
             alone = consolidate(story, tokenize, encoders, separate=True)[0]
@@ -77,8 +80,8 @@ class OneStoryPrompt(io.ComfyNode):
         encoded = [encode(clip, prompt, progress) for prompt in prompts]
         encoded_alone = [encode(clip, prompt, progress) for prompt in alone]
 
-        own = [embeds for schedule in encoded for embeds, _ in schedule]
-        record = record._replace(interleaved=2 if all(pairs_up(embeds, record.tokens) for embeds in own) else 1)
+        own = [(embeds, prompt.length) for prompt, schedule in zip(prompts, encoded) for embeds, _ in schedule]
+        record = record._replace(interleaved=2 if all(pairs_up(*each) for each in own) else 1)
         for p, (prompt, schedule) in enumerate(zip(prompts, encoded)):
             check(prompt, schedule, record.select([chosen.index(p)]))
         for prompt, schedule in zip(alone, encoded_alone):
@@ -89,7 +92,11 @@ class OneStoryPrompt(io.ComfyNode):
         scaled = [encoder.key for encoder in encoders if not encoder.is_clip]
         conditioning = []
         for i, (_, options) in enumerate(encoded[0]):
-            embeds = torch.cat([encoded[p][i][0] for p in chosen])
+            embeds, mask = side_by_side([encoded[p][i] for p in chosen])
+            if mask is not None:
+                options = {**options, "attention_mask": mask}
+            if QUOTED in set().union(*(encoded[p][i][1] for p in chosen)):
+                options = {**options, QUOTED: quoted([encoded[p][i][1].get(QUOTED) for p in chosen])}
             rows = [encoded[p][i][1]["pooled_output"] for p in chosen]
             if pooled == "frame":
                 rows = [schedule[i][1]["pooled_output"] for schedule in encoded_alone]
@@ -108,9 +115,49 @@ def encode(clip: CLIP, prompt: Prompt, progress: comfy.utils.ProgressBar) -> lis
     return schedule
 
 
+QUOTED = "conditioning_byt5small"
+"""Where ComfyUI has what HunyuanImage reads of words in quotes."""
+
+
+def check_lengths(prompts: Sequence[Prompt], encoder: str) -> None:
+    """Raise `ValueError` where a model that takes prompts of one length only gets others; a prompt for each frame."""
+    lengths = [prompt.length for prompt in prompts]
+    other = next((j for j, length in enumerate(lengths) if length != lengths[0]), None)
+    if other is not None:
+        raise ValueError(
+            f"Frame 1's prompt has {lengths[0]} tokens for {encoder} and frame {other + 1}'s {lengths[other]}, and this "
+            "model draws frames together only if their prompts are equally long: use the mode “one prompt” with "
+            "window 0, let all frames show the same characters and shorten the story if it is above 512 tokens; or "
+            "use a model that takes any lengths, such as Qwen-Image."
+        )
+
+
+def side_by_side(rows: Sequence[list[Any]]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The embedding of entries [1, tokens, channels] as [rows, tokens, channels], with zeros after the shorter ones.
+
+    The mask [rows, tokens] is 0 there and where the encoder says so, 1 for text; None where it would be 1 everywhere.
+    """
+    tokens = [embeds.shape[1] for embeds, _ in rows]
+    embeds = torch.cat([F.pad(row, (0, 0, 0, max(tokens) - n)) for (row, _), n in zip(rows, tokens)])
+    masks = [options.get("attention_mask", row.new_ones(row.shape[:2], dtype=torch.long)) for row, options in rows]
+    mask = torch.cat([F.pad(own, (0, max(tokens) - n)) for own, n in zip(masks, tokens)])
+    return embeds, None if mask.all() else mask
+
+
+def quoted(rows: Sequence[torch.Tensor | None]) -> torch.Tensor:
+    """What HunyuanImage reads of words in quotes, [rows, tokens, channels]. Raises `ValueError` if rows differ."""
+    found = [row for row in rows if row is not None]
+    if len(found) < len(rows) or len({row.shape for row in found}) > 1:
+        raise ValueError(
+            "The frames' prompts have words in quotes of different lengths, and this model draws frames together only "
+            "if those are equally long: use the mode “one prompt” with window 0, or quote the same words in all frames."
+        )
+    return torch.cat(found)
+
+
 def check(prompt: Prompt, schedule: list[list[Any]], record: Record) -> None:
     """Raise `ValueError` where the encoder's output for `prompt` is not what the record of its one row says."""
-    want = [1, record.tokens * record.interleaved, record.channels]
+    want = [1, prompt.length * record.interleaved, record.channels]
     for embeds, _ in schedule:
         if list(embeds.shape) != want:
             raise ValueError(

@@ -19,6 +19,11 @@ class Prompt(NamedTuple):
     tokens: Tokens
     spans: tuple[Spans, ...]
 
+    @property
+    def length(self) -> int:
+        """The number of its tokens in the embedding; a longer prompt's row may have more."""
+        return max(spans.eot.stop for spans in self.spans)
+
 
 def consolidate(
     story: Story,
@@ -61,11 +66,12 @@ def consolidate(
     parts = [[pieces.of(first), *pieces.following(first, others)] for first, *others in texts]
     lengths = [max(length_of(seat, prompt) for prompt in parts) for seat in seats]
     prompts = [join(order, part, seats, lengths) for order, part in zip(orders, parts)]
-    # Encoders whose vectors don't stand in the embedding read the prompt as text.
-    others = set(tokenize("")) - {seat.encoder.key for seat in seats}
-    for prompt, text in zip(prompts, texts):
-        tokens = tokenize(" ".join(filter(None, text))) if others else {}
-        prompt.tokens.update({key: [plain(chunk) for chunk in tokens[key]] for key in others})
+    # Encoders whose vectors don't stand in the embedding read the prompt as text, or only what is quoted in it.
+    own = {encoder.key for encoder in encoders}
+    if any(encoder.templated for encoder in encoders) or set(tokenize("")) - own:
+        for prompt, text in zip(prompts, texts):
+            tokens = tokenize(" ".join(filter(None, text)))
+            prompt.tokens.update({key: [plain(c) for c in chunks] for key, chunks in tokens.items() if key not in own})
 
     layout = tuple(
         Encoder(e.key, Span(e.first, e.first + length - e.dropped), e.channels, e.causal)

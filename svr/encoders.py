@@ -41,8 +41,17 @@ class TextEncoder(NamedTuple):
         return self.most is None
 
 
-NAMES = {"l": "CLIP-L", "h": "OpenCLIP-H", "g": "CLIP-G", "t5xxl": "T5-XXL"}
-WIDTHS = {"l": 768, "h": 1024, "g": 1280, "t5xxl": 4096}
+NAMES = {
+    "l": "CLIP-L",
+    "h": "OpenCLIP-H",
+    "g": "CLIP-G",
+    "t5xxl": "T5-XXL",
+    "umt5xxl": "UMT5-XXL",
+    "qwen25_7b": "Qwen2.5-VL",
+    "qwen3_4b": "Qwen3-4B",
+    "gemma2_2b": "Gemma-2-2B",
+}
+WIDTHS = {"l": 768, "h": 1024, "g": 1280, "t5xxl": 4096, "umt5xxl": 4096}
 
 
 def name_of(key: str) -> str:
@@ -67,6 +76,21 @@ def t5(first: int = 0, most: int = 512) -> TextEncoder:
     """T5-XXL, whose vectors stand after `first` tokens of other encoders."""
     width = WIDTHS["t5xxl"]
     return TextEncoder("t5xxl", NAMES["t5xxl"], width, Span(0, width), first, most, causal=False)
+
+
+def umt5() -> TextEncoder:
+    """UMT5-XXL, whose output is zero after the text's end."""
+    return t5()._replace(key="umt5xxl", name=NAMES["umt5xxl"])
+
+
+def language_model(key: str, width: int, templated: bool = True, dropped: int = 0) -> TextEncoder:
+    """A causal language model, whose vocabulary counts the space before a word to the word.
+
+    Models that read it have learned from 512 tokens or so.
+    """
+    return TextEncoder(
+        key, NAMES[key], width, Span(0, width), most=512, spaced=True, templated=templated, dropped=dropped
+    )
 
 
 class Slot(NamedTuple):

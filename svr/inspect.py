@@ -42,8 +42,12 @@ def token_texts(tokens: Sequence[int | None], entry: Callable[[int], str]) -> tu
 
 
 def gains(embeds: Tensor, record: Record, norms: Tensor) -> Tensor:
-    """By how much every token's vector has grown since it had these `norms`: [rows, encoders, tokens], as they are."""
-    return token_norms(embeds, record).cpu() / norms.cpu()
+    """By how much every token's vector has grown since it had these `norms`: [rows, encoders, tokens], as they are.
+
+    1 for the zeros that some encoders pad with.
+    """
+    now, before = token_norms(embeds, record).cpu(), norms.cpu()
+    return torch.where((now == 0) & (before == 0), 1.0, now / before)
 
 
 def distances(embeds: Tensor) -> Tensor:

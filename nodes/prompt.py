@@ -125,10 +125,10 @@ def check_lengths(prompts: Sequence[Prompt], encoder: str) -> None:
     other = next((j for j, length in enumerate(lengths) if length != lengths[0]), None)
     if other is not None:
         raise ValueError(
-            f"Frame 1's prompt has {lengths[0]} tokens for {encoder} and frame {other + 1}'s {lengths[other]}, and this "
-            "model draws frames together only if their prompts are equally long: use the mode “one prompt” with "
-            "window 0, let all frames show the same characters and shorten the story if it is above 512 tokens; or "
-            "use a model that takes any lengths, such as Qwen-Image."
+            f"Frame 1's prompt has {lengths[0]} tokens for {encoder} and frame {other + 1}'s {lengths[other]}, and "
+            "this model draws frames together only if their prompts are equally long: use the mode “one prompt” with "
+            "window 0 for a story of up to 512 tokens whose frames all show the same characters, or another model, "
+            "such as Qwen-Image."
         )
 
 

@@ -212,7 +212,7 @@ def hunyuan_clip(byt5: bool = False):
         hunyuan_image.te(byt5=byt5),
         hunyuan_image.HunyuanImageTokenizer,
         qwen25_7b_model_config=SMALL,
-        **{"_model_config": glyphs},
+        _model_config=glyphs,
     )
 
 

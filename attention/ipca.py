@@ -131,7 +131,7 @@ def identity_bias(
         bias = bias * (torch.rand(queries, own_tokens, generator=generator) >= dropout)
     bias = bias.repeat(1, repeats)
     if variant == "paper":
-        frames = record.tokens - sum(stop - start for start, stop in kept)
+        frames = record.frame_tokens(row)
         zeros = torch.full((1, 1), float(frames))
         if dropout:
             zeros = (torch.rand(queries, frames, generator=generator) >= dropout).sum(1, keepdim=True)

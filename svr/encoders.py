@@ -130,5 +130,10 @@ def text_tokens(tokenize: Tokenize, text: str, encoder: TextEncoder, slot: Slot)
     chunks = tokenize(text)[encoder.key]
     if encoder.templated:
         tokens = without_padding([token for chunk in chunks for token in chunk])
+        if tuple(tokens[: len(slot.before)]) != slot.before:
+            raise ValueError(
+                f"{encoder.name} takes the text “{text[:40]}” for a whole template of its own, since it begins with a "
+                "template's mark: take that out and write the prompt alone."
+            )
         return tokens[len(slot.before) : len(tokens) - len(slot.after)]
     return [(token, weight) for chunk in chunks for token, weight, word in chunk if word]

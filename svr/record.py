@@ -112,6 +112,15 @@ class Record(NamedTuple):
         agreed = (Span(max(s.start for s in spans), min(s.stop for s in spans)) for spans in groups.values())
         return tuple(span for span in agreed if span.start < span.stop)
 
+    def frame_tokens(self, row: Row) -> int:
+        """How many tokens stand between a row's identity and its EOT set: for encoders that share their tokens, where
+        any of them has one."""
+        groups: dict[Span, list[Spans]] = {}
+        for encoder, spans in zip(self.encoders, row.spans):
+            groups.setdefault(encoder.tokens, []).append(spans)
+        ends = ((max(s.eot.start for s in group), min(s.identity.stop for s in group)) for group in groups.values())
+        return sum(stop - start for stop, start in ends)
+
     def token_sets(self, embeds: Tensor) -> list[Tensor]:
         """The record's own tokens in `embeds`, views of [rows, tokens, channels]: one, or the keys and the values."""
         own = embeds[:, : self.tokens * self.interleaved]

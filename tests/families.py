@@ -21,7 +21,8 @@ PICTURE = ROWS * COLUMNS
 class Family(NamedTuple):
     """`pixels` are a token's. A text and a picture are padded to multiples of `multiple` tokens.
 
-    Rotary positions have `axes` channels each, the width's last, and turn by powers of `theta`.
+    Rotary positions have `axes` channels each, the width's last, and turn by powers of `theta`. A picture is `width`
+    positions wide.
     """
 
     name: str
@@ -31,15 +32,16 @@ class Family(NamedTuple):
     axes: tuple[int, ...]
     theta: float
     multiple: int = 1
+    width: float = COLUMNS
 
     def padded(self, tokens: int) -> int:
         return tokens + -tokens % self.multiple
 
     def turn(self, keys: torch.Tensor) -> torch.Tensor:
         """Keys [..., channels] that have a position, one picture's width to the right: a formula of its own."""
-        width = self.axes[-1]
-        angles = COLUMNS * self.theta ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
-        first, last = keys.double().split([keys.shape[-1] - width, width], dim=-1)
+        channels = self.axes[-1]
+        angles = self.width * self.theta ** (-torch.arange(0, channels, 2, dtype=torch.float64) / channels)
+        first, last = keys.double().split([keys.shape[-1] - channels, channels], dim=-1)
         pairs = torch.view_as_complex(last.unflatten(-1, (-1, 2)).contiguous())
         moved = torch.view_as_real(pairs * torch.exp(1j * angles)).flatten(-2)
         return torch.cat([first, moved], dim=-1)
@@ -147,9 +149,7 @@ def wan():
     from comfy.ldm.wan.model import WanModel
 
     return loaded(
-        WanModel(
-            model_type="t2v", dim=128, in_dim=16, out_dim=16, num_heads=1, ffn_dim=64, num_layers=3, **OPERATIONS
-        )
+        WanModel(model_type="t2v", dim=128, in_dim=16, out_dim=16, num_heads=1, ffn_dim=64, num_layers=3, **OPERATIONS)
     )
 
 

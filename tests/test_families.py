@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from comfy_extras.nodes_rope import ScaleROPE
 from families import (
     COLUMNS,
     HUNYUAN_IMAGE,
@@ -20,9 +21,11 @@ from joint import Reference, attended, by_head, overridden
 from onestory.attention.architectures.rotary import shift, turned
 from onestory.attention.gathers import anchor_sources
 from onestory.attention.gathers import sample as draw
+from onestory.attention.ipca import identity_bias
 from onestory.attention.schedule import seeded
 from onestory.nodes.attention_view import OneStoryAttentionRecorder
 from onestory.nodes.encoders import text_model_of
+from onestory.nodes.inspect import OneStoryInspect
 from onestory.nodes.prompt import OneStoryPrompt
 from onestory.nodes.reweight import OneStorySVR
 from onestory.story.parts import IDENTITY
@@ -164,6 +167,11 @@ def test_one_length_models_say_so_before_anything_is_encoded(family):
     assert separate(clip, story("a red fox", "runs", "runs"))[0][0].shape[0] == 2
 
 
+def test_a_text_that_brings_its_own_template_gets_a_sentence():
+    with pytest.raises(ValueError, match=r"Qwen2.5-VL takes the text “<\|im_start\|>user"):
+        positive(QWEN_IMAGE.clip(), story("<|im_start|>user a red fox", "runs"))
+
+
 def test_words_in_quotes_reach_hunyuan_images_second_encoder():
     clip = hunyuan_clip(byt5=True)
     tale = story("a red fox", 'reads "HOME"', 'paints "FOX"')
@@ -234,6 +242,11 @@ def test_rows_of_unequal_length_are_masked_and_equal_each_row_alone():
     for row, entry in enumerate(own):
         alone = sample(model, entry, negative, {**latent, "samples": latent["samples"][:1], "batch_index": [0]})
         assert scaled_error(together[row : row + 1], alone) < 1e-5
+    for row in options[KEY].record.rows:  # the paper's zero keys are as many as the row's own frame has tokens
+        start, stop = row.spans[0].frames[0]
+        zeros = identity_bias(row, options[KEY].record, 2.0, "paper", lengths[1])[0, -1]
+        assert zeros.exp() == pytest.approx(2.0 * (stop - start))
+    assert OneStoryInspect.execute(conditioning).result[0].isfinite().all()
     # The masked columns stay masked beside our bias, and for what frames see of each other.
     agree(QWEN_IMAGE, "both", (conditioning, negative, latent), cfg=5.0)
     given, patched = (conditioning, negative, latent), self_attention(ipca(model), anchors=1)
@@ -324,6 +337,22 @@ def embedder_of(family):
 def rotated(keys, pe):
     pairs = keys.unflatten(-1, (-1, 1, 2))
     return (pe * pairs).sum(-1).flatten(-2)
+
+
+def test_shared_keys_stand_a_scaled_width_apart_beside_scale_rope():
+    scaled = ScaleROPE.execute(LUMINA2.model(), 1.5, 0.0, 1.0, 0.0, 1.0, 0.0).result[0]
+    agree(LUMINA2._replace(model=lambda: scaled, width=1.5 * COLUMNS), "self-attention", graph(LUMINA2))
+
+
+def test_all_frames_of_wans_videos_look_at_the_identity():
+    conditioning, negative, latent = graph(WAN)
+    videos = {"samples": torch.zeros(3, 16, 2, 2 * ROWS, 2 * COLUMNS), "batch_index": [0, 1, 2]}
+    reference = ByTurns(columns(conditioning), [[]] * 3)
+    given = conditioning, negative, videos
+    got = sample(ipca(WAN.model()), *given, cfg=1.0)
+    assert scaled_error(got, sample(overridden(WAN.model(), reference), *given, cfg=1.0)) < 1e-5
+    assert (got - sample(WAN.model(), *given, cfg=1.0)).abs().amax((0, 1, 3, 4)).min() > 1e-3
+    assert sample(self_attention(ipca(WAN.model())), *given, cfg=1.0).isfinite().all()
 
 
 def test_recorder_sees_the_identity_without_changing_the_picture(family):

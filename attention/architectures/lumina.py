@@ -12,7 +12,7 @@ from ...svr.record import Span
 from ..blocks import Block, thirds
 from ..method import Batch
 from .joint import patches
-from .numbered import Numbered, copies, grid, listening, to_the_right
+from .numbered import Numbered, copies, grid, listening, scale_of, to_the_right
 
 if TYPE_CHECKING:
     from . import Dispatch
@@ -42,7 +42,8 @@ def install(transformer_options: dict[str, Any], model: Any, batch: Batch, dispa
         text = Span(0, batch.tokens) if start == padded(batch.tokens, multiple) else None
         return (text, Span(start, start + picture)) if start >= 0 else None
 
-    turn = to_the_right(transformer.rope_embedder, len(transformer.axes_dims), batch, transformer.patch_size)
+    axes, scale = len(transformer.axes_dims), scale_of(transformer_options)
+    turn = to_the_right(transformer.rope_embedder, axes, batch, transformer.patch_size, scale)
     return listening(transformer_options, Numbered(transformer_options, picture, dispatch, placed, turn))
 
 

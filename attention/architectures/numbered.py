@@ -60,7 +60,16 @@ def listening(transformer_options: dict[str, Any], listener: Listener) -> dict[s
     return {**options, "optimized_attention_override": listener.override}
 
 
-def to_the_right(embedder: Any, axes: int, batch: Batch, patch: int) -> Callable[[Tensor], Tensor]:
-    """What turns a picture's keys to the places of a picture to its right (AlignedGen); the last axis is the width."""
-    pe = shift(embedder, axes, axes - 1, patches(batch.size, patch)[1]).to(batch.device)
+def to_the_right(embedder: Any, axes: int, batch: Batch, patch: int, scale: float = 1.0) -> Callable[[Tensor], Tensor]:
+    """What turns a picture's keys to the places of a picture to its right (AlignedGen); the last axis is the width.
+
+    Neighbouring tokens are `scale` apart.
+    """
+    columns = patches(batch.size, patch)[1]
+    pe = shift(embedder, axes, axes - 1, columns * scale).to(batch.device)
     return lambda keys: turned(keys, pe)
+
+
+def scale_of(transformer_options: dict[str, Any]) -> float:
+    """How far apart ComfyUI's node ScaleROPE puts neighbouring tokens of a row, in models that heed it."""
+    return transformer_options.get("rope_options", {}).get("scale_x", 1.0)

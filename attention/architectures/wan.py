@@ -13,7 +13,7 @@ from ...svr.record import Span
 from ..blocks import Block, thirds
 from ..method import Batch, Layer
 from .joint import Joint, Listener, patches
-from .numbered import copies, grid, listening, to_the_right
+from .numbered import copies, grid, listening, scale_of, to_the_right
 
 if TYPE_CHECKING:
     from . import Dispatch
@@ -48,7 +48,7 @@ class ByTurns(Listener):
         super().__init__(transformer_options, math.prod(patches(batch.size, patch)), dispatch)
         self.text = batch.tokens
         self.leading = transformer.ref_conv is not None
-        self.turn = to_the_right(transformer.rope_embedder, AXES, batch, patch)
+        self.turn = to_the_right(transformer.rope_embedder, AXES, batch, patch, scale_of(transformer_options))
         self.inside: int | None = None
 
     def layer_of(self, queries: int, keys: int, options: dict[str, Any]) -> Joint | None:

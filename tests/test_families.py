@@ -1,5 +1,7 @@
 """Qwen-Image, Z-Image, Lumina 2, HunyuanImage and Wan: story prompts, and their attention against float64."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from comfy_extras.nodes_rope import ScaleROPE
@@ -15,6 +17,7 @@ from families import (
     Z_IMAGE,
     hunyuan_clip,
     hunyuan_image,
+    wan,
 )
 from graphs import SVR, empty, encode, in_runs, ipca, positive, sample, scaled_error, self_attention, story
 from joint import Reference, attended, by_head, overridden
@@ -116,9 +119,11 @@ def agree(family, case, given, cfg=1.0, further=0):
     want = sample(overridden(model, references), *given, cfg=cfg)
     assert references.calls > 0
     got = sample(ours, *given, cfg=cfg)
-    # Both are float32 outside of attention, over two steps.
+    # Both are float32 outside of attention, over two steps. (With CFG 5, the unpatched model is 1e-5 from itself with
+    # attention in float64.)
     assert scaled_error(got, want) < 1e-5
     assert scaled_error(got, sample(model, *given, cfg=cfg)) > 1e-3
+    return references.calls
 
 
 # --- text -------------------------------------------------------------------------------------------------------------
@@ -206,9 +211,17 @@ def test_off_other_steps_no_story_and_afterwards_are_bit_equal(family):
     assert torch.equal(sample(model, *given), want)
 
 
-@pytest.mark.parametrize("case, cfg", [("IPCA 3", 1.0), ("self-attention", 1.0), ("both", 5.0)])
+@pytest.mark.parametrize("case, cfg", [("IPCA 3", 1.0), ("self-attention", 1.0), ("both", 2.0)])
 def test_joint_attention_equals_the_reference(joint, case, cfg):
     agree(joint, case, graph(joint), cfg)
+
+
+def test_positive_and_negative_in_one_batch_equal_the_reference(joint):
+    conditioning, _, latent = graph(joint)
+    texts = [TALE.frames[0].identity, *(frame.prompt for frame in reversed(TALE.frames))]
+    negative = encode(joint.clip(), " ".join(texts))
+    assert negative[0][0].shape[1] == conditioning[0][0].shape[1]
+    assert agree(joint, "both", (conditioning, negative, latent), cfg=2.0) == 2 * 3, "each step once, three blocks"
 
 
 def test_blocks_are_chosen_by_their_numbers(family):
@@ -248,7 +261,7 @@ def test_rows_of_unequal_length_are_masked_and_equal_each_row_alone():
         assert zeros.exp() == pytest.approx(2.0 * (stop - start))
     assert OneStoryInspect.execute(conditioning).result[0].isfinite().all()
     # The masked columns stay masked beside our bias, and for what frames see of each other.
-    agree(QWEN_IMAGE, "both", (conditioning, negative, latent), cfg=5.0)
+    agree(QWEN_IMAGE, "both", (conditioning, negative, latent), cfg=2.0)
     given, patched = (conditioning, negative, latent), self_attention(ipca(model), anchors=1)
     assert scaled_error(in_runs(patched, *given, 1, anchors=1), sample(patched, *given)) < 1e-4
 
@@ -281,17 +294,17 @@ def test_quoted_words_stand_between_text_and_picture():
 
 
 class ByTurns:
-    """Wan's attention by the methods, in float64: self-attention and attention to the text alternate."""
+    """Wan's attention by the methods, in float64: of the picture, and of it to the text, which is padded to 512."""
 
     def __init__(self, columns, sources):
         self.columns, self.sources = columns, sources
-        self.calls = 0
 
     def __call__(self, func, q, k, v, heads, *args, **options):
-        at = options["transformer_options"]
+        at, crosses = options["transformer_options"], k.shape[1] == 512
+        if not crosses and k.shape[1] != q.shape[1]:
+            return func(q, k, v, heads, *args, **options)
         Q, K, V = (by_head(x.double(), heads) for x in (q, k, v))
-        frames, crosses = len(Q) // len(at["cond_or_uncond"]), self.calls % 2
-        self.calls += 1
+        frames = len(Q) // len(at["cond_or_uncond"])
         out = []
         for row in range(len(Q)):
             chunk, frame = divmod(row, frames)
@@ -307,7 +320,6 @@ class ByTurns:
         return torch.stack(out).transpose(1, 2).flatten(2).to(q)
 
 
-# At a scale of 5 the unpatched model alone is 1e-5 from itself with attention in float64.
 @pytest.mark.parametrize("cfg", [1.0, 2.0])
 def test_wans_two_attentions_equal_the_reference(cfg):
     given, model = graph(WAN), WAN.model()
@@ -316,6 +328,34 @@ def test_wans_two_attentions_equal_the_reference(cfg):
     got = sample(self_attention(ipca(model)), *given, cfg=cfg)
     assert scaled_error(got, sample(overridden(model, reference), *given, cfg=cfg)) < 1e-5
     assert scaled_error(got, sample(model, *given, cfg=cfg)) > 1e-3
+
+
+def test_wans_look_at_a_first_picture_stays_plain():
+    """Image to video: a third attention, to the tokens of an image encoder."""
+    conditioning, negative, latent = graph(WAN)
+    seen = SimpleNamespace(
+        penultimate_hidden_states=torch.randn(1, 257, 1280, generator=torch.Generator().manual_seed(3))
+    )
+    given = [[[embeds, {**o, "clip_vision_output": seen}] for embeds, o in c] for c in (conditioning, negative)]
+    model = wan(image_to_video=True)
+    characters = conditioning[0][1][KEY].record.characters
+    reference = ByTurns(columns(conditioning), anchor_sources(characters, 2))
+    got = sample(self_attention(ipca(model)), *given, latent, cfg=1.0)
+    assert scaled_error(got, sample(overridden(model, reference), *given, latent, cfg=1.0)) < 1e-5
+    assert scaled_error(got, sample(model, *given, latent, cfg=1.0)) > 1e-3
+
+
+@pytest.mark.parametrize("family", [QWEN_IMAGE, HUNYUAN_IMAGE, WAN], ids=lambda family: family.name)
+def test_blocks_keep_their_numbers_beside_one_that_is_left_out(family):
+    model, given = family.model(), graph(family)
+    kind = "single" if family is HUNYUAN_IMAGE else "double"
+    skipped, same = model.clone(), model.clone()
+    skipped.set_model_patch_replace(lambda args, extra: args, "dit", f"{kind}_block", 0)
+    same.set_model_patch_replace(lambda args, extra: extra["original_block"](args), "dit", f"{kind}_block", 0)
+    want = sample(skipped, *given, cfg=1.0)
+    assert torch.equal(sample(ipca(skipped, blocks=f"{kind}.0"), *given, cfg=1.0), want)
+    assert scaled_error(sample(ipca(skipped, blocks=f"{kind}.1"), *given, cfg=1.0), want) > 1e-4
+    assert torch.equal(sample(ipca(same), *given, cfg=1.0), sample(ipca(model), *given, cfg=1.0))
 
 
 def test_keys_turned_further_are_those_of_the_picture_to_the_right(family):

@@ -29,8 +29,8 @@ class Dispatch:
             if call.layer.kind in method.kinds:
                 if len(call.q) != self.rows or len(call.k) != self.rows:
                     self.skip("splits the batch", method, call.layer)
-                elif call.text is None and call.layer.kind != "self":
-                    self.skip("changes the text", method, call.layer)
+                elif call.text is None and "cross" in method.kinds:
+                    self.skip("or a reference picture changes the text", method, call.layer)
                 else:
                     chain = partial(prepared.attend, next=chain)
         return chain(call)

@@ -278,6 +278,22 @@ def test_reference_pictures_neither_give_nor_take(method):
     agree(QWEN_IMAGE, "both", (*edited, given[2]), further=2 * 3)
 
 
+def test_references_of_z_image_stand_before_the_picture_and_hide_the_text(caplog):
+    """Where the text stands among theirs can't be seen: what needs it is skipped, with one warning."""
+    conditioning, negative, latent = graph(Z_IMAGE)
+    reference = torch.randn(1, 16, 8, 12, generator=torch.Generator().manual_seed(5))
+    given = [[[embeds, {**o, "reference_latents": [reference]}] for embeds, o in c] for c in (conditioning, negative)]
+    model, sources = Z_IMAGE.model(), anchor_sources(conditioning[0][1][KEY].record.characters, 2)
+    assert torch.equal(sample(ipca(model), *given, latent, cfg=1.0), sample(model, *given, latent, cfg=1.0))
+    assert caplog.text.count("a reference picture changes the text, so IPCA is skipped there") == 1
+    # Before the picture: padding in place of the reference's text, our text, the reference.
+    before = 32 + Z_IMAGE.padded(conditioning[0][0].shape[1]) + 32
+    whole = Reference(before, PICTURE, turn=Z_IMAGE.turn, blocks=numbered, sources=sources, sampled=sampled)
+    got, want = (sample(m, *given, latent, cfg=1.0) for m in (self_attention(model), overridden(model, whole)))
+    assert scaled_error(got, want) < 1e-5
+    assert scaled_error(got, sample(model, *given, latent, cfg=1.0)) > 1e-3
+
+
 def test_quoted_words_stand_between_text_and_picture():
     """HunyuanImage's second text encoder adds tokens that belong to no frame."""
     clip = hunyuan_clip(byt5=True)

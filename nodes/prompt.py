@@ -92,7 +92,7 @@ class OneStoryPrompt(io.ComfyNode):
         scaled = [encoder.key for encoder in encoders if not encoder.is_clip]
         conditioning = []
         for i, (_, options) in enumerate(encoded[0]):
-            embeds, mask = side_by_side([encoded[p][i] for p in chosen])
+            embeds, mask = in_rows([encoded[p][i] for p in chosen])
             if mask is not None:
                 options = {**options, "attention_mask": mask}
             if QUOTED in set().union(*(encoded[p][i][1] for p in chosen)):
@@ -132,7 +132,7 @@ def check_lengths(prompts: Sequence[Prompt], encoder: str) -> None:
         )
 
 
-def side_by_side(rows: Sequence[list[Any]]) -> tuple[torch.Tensor, torch.Tensor | None]:
+def in_rows(rows: Sequence[list[Any]]) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The embedding of entries [1, tokens, channels] as [rows, tokens, channels], with zeros after the shorter ones.
 
     The mask [rows, tokens] is 0 there and where the encoder says so, 1 for text; None where it would be 1 everywhere.

@@ -310,14 +310,19 @@ def test_quoted_words_stand_between_text_and_picture():
 
 
 class ByTurns:
-    """Wan's attention by the methods, in float64: of the picture, and of it to the text, which is padded to 512."""
+    """Wan's attention by the methods, in float64: of the picture, and of it to the text, which is padded to 512.
 
-    def __init__(self, columns, sources):
-        self.columns, self.sources = columns, sources
+    The picture's tokens begin at `start`.
+    """
+
+    def __init__(self, columns, sources, start=0):
+        self.columns, self.sources, self.start = columns, sources, start
+        self.passed = 0
 
     def __call__(self, func, q, k, v, heads, *args, **options):
         at, crosses = options["transformer_options"], k.shape[1] == 512
         if not crosses and k.shape[1] != q.shape[1]:
+            self.passed += 1
             return func(q, k, v, heads, *args, **options)
         Q, K, V = (by_head(x.double(), heads) for x in (q, k, v))
         frames = len(Q) // len(at["cond_or_uncond"])
@@ -329,10 +334,12 @@ class ByTurns:
                 keys.append(K[row][:, self.columns[frame]])
                 values.append(V[row][:, self.columns[frame]])
             for source in [] if crosses else self.sources[frame]:
-                positions = sampled(float(at["sigmas"][0]), source)
+                positions = self.start + sampled(float(at["sigmas"][0]), source)
                 keys.append(WAN.turn(K[chunk * frames + source][:, positions]))
                 values.append(V[chunk * frames + source][:, positions])
-            out.append(attended(Q[row], torch.cat(keys, 1), torch.cat(values, 1), 0))
+            plain = attended(Q[row, :, : self.start], K[row], V[row], 0)
+            picture = attended(Q[row, :, self.start :], torch.cat(keys, 1), torch.cat(values, 1), 0)
+            out.append(torch.cat([plain, picture], 1))
         return torch.stack(out).transpose(1, 2).flatten(2).to(q)
 
 
@@ -356,6 +363,19 @@ def test_wans_look_at_a_first_picture_stays_plain():
     model = wan(image_to_video=True)
     characters = conditioning[0][1][KEY].record.characters
     reference = ByTurns(columns(conditioning), anchor_sources(characters, 2))
+    got = sample(self_attention(ipca(model)), *given, latent, cfg=1.0)
+    assert scaled_error(got, sample(overridden(model, reference), *given, latent, cfg=1.0)) < 1e-5
+    assert reference.passed == 2 * 3, "in every step and block"
+    assert scaled_error(got, sample(model, *given, latent, cfg=1.0)) > 1e-3
+
+
+def test_wans_reference_before_the_picture_neither_gives_nor_takes():
+    conditioning, negative, latent = graph(WAN)
+    picture = torch.randn(1, 16, 1, 2 * ROWS, 2 * COLUMNS, generator=torch.Generator().manual_seed(5))
+    given = [[[embeds, {**o, "reference_latents": [picture]}] for embeds, o in c] for c in (conditioning, negative)]
+    model = wan(in_dim_ref_conv=16)
+    characters = conditioning[0][1][KEY].record.characters
+    reference = ByTurns(columns(conditioning), anchor_sources(characters, 2), start=PICTURE)
     got = sample(self_attention(ipca(model)), *given, latent, cfg=1.0)
     assert scaled_error(got, sample(overridden(model, reference), *given, latent, cfg=1.0)) < 1e-5
     assert scaled_error(got, sample(model, *given, latent, cfg=1.0)) > 1e-3

@@ -1,7 +1,7 @@
 """Wan 2.1 and 2.2, text to picture or first frame: each block attends to the picture first, then from it to the text.
 
-An image-to-video block also looks at a picture's tokens, in a call of its own. Reference latents stand after the
-picture's tokens.
+An image-to-video block also looks at an image encoder's tokens, in a call of its own. A reference stands before the
+picture's tokens in models that have a layer for it, and after them in others.
 """
 
 import math
@@ -57,12 +57,14 @@ class ByTurns(Listener):
         number = options["block_index"]
         # All of a video's frames are its picture.
         picture = math.prod(options.get("grid_sizes", (self.picture,)))
-        if picture > queries or (self.leading and picture < queries):
+        if picture > queries:
             return None
+        start = queries - picture if self.leading else 0
+        place = Span(start, start + picture)
         if self.inside != number and queries == keys:
             self.inside = number
-            return Joint(Layer("self", ("double", number), 0), None, Span(0, picture), self.turn)
+            return Joint(Layer("self", ("double", number), 0), None, place, self.turn)
         if self.inside == number and keys == self.text:
             self.inside = None
-            return Joint(Layer("cross", ("double", number), 1), Span(0, keys), Span(0, picture))
+            return Joint(Layer("cross", ("double", number), 1), Span(0, keys), place)
         return None

@@ -1,44 +1,61 @@
-"""Which attention blocks of a U-Net a node works on, written as text."""
+"""Which attention blocks of a model a node works on, written as text."""
 
 import re
+from collections.abc import Mapping, Sequence
+
+Block = tuple[str, int]
+"""A block by ComfyUI's name and number: ("output", 3) of a U-Net, ("double", 7) or ("single", 20) of a transformer."""
 
 Blocks = tuple[tuple[str, int, int], ...]
-"""Ranges of blocks by ComfyUI's names: (input, middle or output, first number, last number)."""
+"""Ranges of blocks: (a part of the model or ComfyUI's name, first number, last number)."""
+
+Parts = Mapping[str, Sequence[Block]]
+"""A model's blocks by every name that a range may have."""
 
 EVERY = 9999
-NAMED: dict[str, Blocks] = {
-    "all": (("input", 0, EVERY), ("middle", 0, EVERY), ("output", 0, EVERY)),
-    "down": (("input", 0, EVERY),),
-    "mid": (("middle", 0, EVERY),),
-    "up": (("output", 0, EVERY),),
-}
+PARTS = ("all", "down", "mid", "up", "late")
+NAMES = ("input", "middle", "output", "double", "single")
 
 
 def parse_blocks(text: str) -> Blocks:
-    """Parse "all", "down", "mid", "up", a block such as `output.3`, a range `output.3-5`, or a sum of these.
+    """Parse a part of the model ("all", "down", "mid", "up", "late"), a block such as `output.3`, a range such as
+    `single.3-5`, or a sum of these.
 
     The parts of a sum are separated by "+" or ",". Raises `ValueError`.
     """
     blocks: list[tuple[str, int, int]] = []
     for part in re.split(r"[+,]", text):
         part = part.strip().lower()
-        match = re.fullmatch(r"(input|middle|output)(?:\.(\d+)(?:-(\d+))?)?", part)
-        if part in NAMED:
-            blocks += NAMED[part]
+        match = re.fullmatch(rf"({'|'.join(NAMES)})(?:\.(\d+)(?:-(\d+))?)?", part)
+        if part in PARTS:
+            blocks.append((part, 0, EVERY))
         elif match:
             first = int(match[2] or 0)
             blocks.append((match[1], first, int(match[3] or match[2] or EVERY)))
         else:
             raise ValueError(
-                f"blocks “{text}” is not understood at “{part}”: write all, down, mid, up, a block such as output.3, "
-                "a range such as output.3-5, or several of these joined by +."
+                f"blocks “{text}” is not understood at “{part}”: write {', '.join(PARTS)}, a block such as output.3 "
+                "or single.3, a range such as output.3-5, or several of these joined by +."
             )
     return tuple(blocks)
 
 
-def selects(blocks: Blocks, block: tuple) -> bool:
-    """Whether `block`, which begins with ComfyUI's (name, number), is one of `blocks`."""
-    return any(name == block[0] and first <= block[1] <= last for name, first, last in blocks)
+def thirds(blocks: Sequence[Block]) -> Parts:
+    """A transformer's blocks by depth. A model's first third lays out the picture, so "late" is all after it."""
+    n = len(blocks)
+    first, second = n // 3, 2 * n // 3
+    return {"down": blocks[:first], "mid": blocks[first:second], "up": blocks[second:], "late": blocks[first:]}
+
+
+def by_name(blocks: Sequence[Block]) -> Parts:
+    return {name: [block for block in blocks if block[0] == name] for name in NAMES}
+
+
+def selected(blocks: Blocks, parts: Parts) -> frozenset[Block]:
+    """The blocks of a model that lie in any of the ranges."""
+    return frozenset(
+        block for part, first, last in blocks for block in parts.get(part, ()) if first <= block[1] <= last
+    )
 
 
 def describe(blocks: Blocks) -> str:

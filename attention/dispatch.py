@@ -5,26 +5,23 @@ from functools import partial
 
 from torch import Tensor
 
+from .blocks import Block
 from .method import Batch, Call, Layer, Method, Next, Prepared, call_attention
-from .sampling import chosen
 
 
 class Dispatch:
     """Takes each attention call of one forward pass through the methods that count in its block."""
 
-    def __init__(
-        self,
-        blocks: list[tuple[str, int]],
-        methods: tuple[Method, ...],
-        prepared: Mapping[Method, Prepared | None],
-        batch: Batch,
-    ):
+    def __init__(self, chosen: Mapping[Block, list[Method]], prepared: Mapping[Method, Prepared | None], batch: Batch):
         self.rows = batch.rows
         self.report = batch.report
-        self.methods: dict[tuple[str, int], list[tuple[Method, Prepared]]] = {}
-        for block in blocks:
-            active = ((method, prepared[method]) for method in chosen(methods, block))
+        self.methods: dict[Block, list[tuple[Method, Prepared]]] = {}
+        for block, methods in chosen.items():
+            active = ((method, prepared[method]) for method in methods)
             self.methods[block] = [(method, each) for method, each in active if each is not None]
+
+    def wants(self, layer: Layer) -> bool:
+        return any(layer.kind in method.kinds for method, _ in self.methods[layer.block])
 
     def attend(self, call: Call) -> Tensor:
         chain: Next = call_attention
@@ -32,8 +29,8 @@ class Dispatch:
             if call.layer.kind in method.kinds:
                 if len(call.q) != self.rows or len(call.k) != self.rows:
                     self.skip("splits the batch", method, call.layer)
-                elif call.text is None and call.layer.kind != "self":
-                    self.skip("changes the text", method, call.layer)
+                elif call.text is None and "cross" in method.kinds:
+                    self.skip("or a reference picture changes the text", method, call.layer)
                 else:
                     chain = partial(prepared.attend, next=chain)
         return chain(call)

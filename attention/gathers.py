@@ -1,22 +1,13 @@
-"""Which keys the frames of a batch look at, and attention over them: consistent self-attention's arithmetic.
+"""Which keys the frames of a batch look at, by flat position: row * keys of a row + key."""
 
-Every token is projected once; keys and values are then gathered by flat position, row * tokens + token.
-"""
-
-import math
-from collections import Counter
 from collections.abc import Callable
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .method import Characters
-
-GATHERED = 2**27
-GATHERED_ON_CPU = 2**23
-"""Most bytes of keys and values gathered per call, at least one row: only a GPU needs many to be busy."""
 
 
 class Gather(NamedTuple):
@@ -25,6 +16,24 @@ class Gather(NamedTuple):
     start: int
     stop: int
     keys: Tensor | None
+
+
+class Keys(NamedTuple):
+    """Where the picture's tokens stand among a row's keys: of `keys`, those from `first` on."""
+
+    first: int
+    keys: int
+
+
+class Turned(NamedTuple):
+    """What rows see of other rows with positions beside their own.
+
+    `rows` are those others, whose turned keys stand after the batch's as further rows; `keys` has, for each gather,
+    the positions to read keys at: values have no position and stay where they are.
+    """
+
+    rows: Tensor
+    keys: list[Tensor | None]
 
 
 def anchors_of(characters: Characters, anchors: int) -> dict[str, list[int]]:
@@ -65,21 +74,25 @@ def anchor_gathers(
     tokens: int,
     samples: Callable[[int], Tensor],
     device: torch.device,
+    place: Keys | None = None,
 ) -> list[Gather]:
-    """Variant "anchors" (the released code): own tokens and those sampled from each source frame.
+    """Variant "anchors" (the released code): own keys and picture tokens sampled from each source frame.
 
-    `frames` are the frames of one chunk's rows, `starts` each chunk's first row; `samples(frame)` are positions [n].
-    Neighbouring rows with equally many sources share a gather.
+    `frames` are the frames of one chunk's rows, `starts` each chunk's first row; `samples(frame)` are positions [n]
+    among the `tokens` of a picture, which are all of its keys unless `place` says otherwise. Neighbouring rows with
+    equally many sources share a gather.
     """
+    first, keys_of_row = place or Keys(0, tokens)
     row_of = {frame: i for i, frame in enumerate(frames)}
-    sampled = {s: samples(s) + row_of[s] * tokens for s in sorted({s for frame in frames for s in sources[frame]})}
-    own = torch.arange(tokens)
+    seen = sorted({s for frame in frames for s in sources[frame]})
+    sampled = {s: samples(s) + row_of[s] * keys_of_row + first for s in seen}
+    own = torch.arange(keys_of_row)
     runs: list[tuple[int, int, Tensor | None]] = []
     for count, run in groupby(range(len(frames)), key=lambda i: len(sources[frames[i]])):
         rows = list(run)
-        keys = [torch.cat([own + i * tokens, *(sampled[s] for s in sources[frames[i]])]) for i in rows]
+        keys = [torch.cat([own + i * keys_of_row, *(sampled[s] for s in sources[frames[i]])]) for i in rows]
         runs.append((rows[0], rows[-1] + 1, torch.stack(keys) if count else None))
-    return in_every_chunk(runs, starts, tokens, device)
+    return in_every_chunk(runs, starts, keys_of_row, device)
 
 
 def tile_gathers(
@@ -89,25 +102,28 @@ def tile_gathers(
     tokens: int,
     samples: Callable[[list[int]], Tensor],
     device: torch.device,
+    place: Keys | None = None,
 ) -> list[Gather]:
-    """Variant "tiles" (the paper's Algorithm 1): in each tile, tokens sampled from the whole tile, then own tokens.
+    """Variant "tiles" (the paper's Algorithm 1): in each tile, tokens sampled from the whole tile, then own keys.
 
-    `samples(tile)` are positions [n] in the tile's len(tile) * tokens. Frames in no tile, and those in a tile of their
-    own, look at themselves.
+    `samples(tile)` are positions [n] in the tile's len(tile) * tokens; `place` is as in `anchor_gathers`. Frames in no
+    tile, and those in a tile of their own, look at themselves.
     """
+    first, keys_of_row = place or Keys(0, tokens)
     row_of = {frame: i for i, frame in enumerate(frames)}
-    own = torch.arange(tokens)
+    own = torch.arange(keys_of_row)
     tiles = [tile for tile in tiles if len(tile) > 1]
     runs: list[tuple[int, int, Tensor | None]] = []
     for alone in neighbours([row_of[f] for f in frames if not any(f in tile for tile in tiles)]):
         runs.append((alone[0], alone[-1] + 1, None))
     for tile in tiles:
         position = samples(tile)
-        shared = torch.tensor([row_of[f] for f in tile])[position // tokens] * tokens + position % tokens
+        rows_seen = torch.tensor([row_of[f] for f in tile])[position // tokens]
+        shared = rows_seen * keys_of_row + first + position % tokens
         for rows in neighbours([row_of[f] for f in tile]):
-            keys = torch.stack([torch.cat([shared, own + i * tokens]) for i in rows])
+            keys = torch.stack([torch.cat([shared, own + i * keys_of_row]) for i in rows])
             runs.append((rows[0], rows[-1] + 1, keys))
-    return in_every_chunk(runs, starts, tokens, device)
+    return in_every_chunk(runs, starts, keys_of_row, device)
 
 
 def neighbours(rows: list[int]) -> list[list[int]]:
@@ -130,57 +146,22 @@ def in_every_chunk(
     return [gather for run in gathers for gather in run]
 
 
-def consistent_attention(
-    attention: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, heads: int, gathers: list[Gather], **kwargs: Any
-) -> Tensor:
-    """Attention of every row over its gathered keys and values; rows in several gathers get the average.
+def turn_others(gathers: list[Gather], rows: int, keys_of_row: int) -> Turned:
+    """The gathers of a batch of so many rows, with what each row sees of other rows taken from turned keys."""
+    foreign = [g.keys[is_foreign(g, g.keys, keys_of_row)] for g in gathers if g.keys is not None]
+    sources = (torch.cat(foreign) // keys_of_row).unique()
+    further = torch.full((rows,), -1, device=sources.device)
+    further[sources] = torch.arange(rows, rows + len(sources), device=sources.device)
 
-    q: [rows, queries, channels], k and v: [rows, tokens, channels]. `attention` is any of ComfyUI's functions.
-    A few rows are gathered at a time.
-    """
-    flat_k, flat_v = k.flatten(0, 1), v.flatten(0, 1)
-    times = Counter(row for gather in gathers for row in range(gather.start, gather.stop))
-    once = max(times.values()) == 1
-    out: Tensor | None = None
-    for first, last, keys in gathers:
-        size = last - first
-        if keys is not None:
-            limit = GATHERED_ON_CPU if k.device.type == "cpu" else GATHERED
-            most = max(1, limit // (2 * keys.shape[1] * k.shape[2] * k.element_size()))
-            size = math.ceil(size / math.ceil(size / most))
-            spaces = [space_for(size * keys.shape[1], x) for x in (flat_k, flat_v)]
-        for start in range(first, last, size):
-            stop = min(start + size, last)
-            if keys is None:
-                seen = k[start:stop], v[start:stop]
-            else:
-                index = keys[start - first : stop - first]
-                seen = gathered(flat_k, index, spaces[0]), gathered(flat_v, index, spaces[1])
-            result = attention(q[start:stop], *seen, heads, **kwargs)
-            if stop - start == len(q) and len(gathers) == 1:
-                return result
-            if out is None:
-                out = (
-                    result.new_empty(len(q), *result.shape[1:]) if once else result.new_zeros(len(q), *result.shape[1:])
-                )
-            if once:
-                out[start:stop] = result
-            else:
-                out[start:stop] += result
-            del result
-    assert out is not None
-    for row, count in times.items():
-        if count > 1:
-            out[row] /= count
-    return out
+    def turned(gather: Gather) -> Tensor | None:
+        if gather.keys is None:
+            return None
+        beside = further[gather.keys // keys_of_row] * keys_of_row + gather.keys % keys_of_row
+        return torch.where(is_foreign(gather, gather.keys, keys_of_row), beside, gather.keys)
+
+    return Turned(sources, [turned(gather) for gather in gathers])
 
 
-def space_for(rows: int, like: Tensor) -> Tensor | None:
-    """Memory that one gather after another may use, since fresh memory costs a CPU more than copying does."""
-    return None if like.requires_grad else like.new_empty(rows, like.shape[1])
-
-
-def gathered(flat: Tensor, index: Tensor, space: Tensor | None) -> Tensor:
-    """The rows `index` [rows, count] of `flat`, [rows, count, channels], in `space` if there is any."""
-    into = None if space is None else space[: index.numel()]
-    return torch.index_select(flat, 0, index.flatten(), out=into).unflatten(0, index.shape)
+def is_foreign(gather: Gather, keys: Tensor, keys_of_row: int) -> Tensor:
+    """Which of the keys at `keys` [rows, count] are other rows'."""
+    return keys // keys_of_row != torch.arange(gather.start, gather.stop, device=keys.device)[:, None]

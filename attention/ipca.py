@@ -2,7 +2,8 @@
 
 The method concatenates the identity prompt's keys and values to the frame's own. CLIP's encoder is causal, so they are
 the keys and values of the frame's own identity span, and a key that stands twice is a key with log 2 added to its
-logit: softmax(Q K^T / sqrt(d) + b) V with b = log(1 + strength) on SOT and the identity span.
+logit: softmax(Q K^T / sqrt(d) + b) V with b = log(1 + strength) on SOT and the identity span. Where text and picture
+are one sequence of keys, the bias is for the picture's queries only.
 """
 
 import math
@@ -15,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..story.parts import EOT, IDENTITY, SOT
-from ..svr.record import Record, Row
+from ..svr.record import Record, Row, Span
 from .blocks import Blocks
-from .method import Batch, Call, Kind, Layer, Next, Report
+from .method import Batch, Call, Kind, Layer, Next, Report, additive
 from .schedule import Place, seeded
 
 
@@ -34,8 +35,9 @@ class IPCA:
     seed: int
 
     name: ClassVar[str] = "IPCA"
-    kinds: ClassVar[frozenset[Kind]] = frozenset({"cross"})
+    kinds: ClassVar[frozenset[Kind]] = frozenset({"cross", "joint"})
     stacks: ClassVar[bool] = False
+    widens: ClassVar[bool] = False
 
     def off(self) -> bool:
         return self.strength == 0
@@ -65,6 +67,8 @@ class Biases:
     def attend(self, call: Call, next: Next) -> Tensor:
         bias = self.draw(call.q.shape[-2], call.layer) if self.shared is None else self.shared
         bias = bias[call.rows.start : call.rows.stop].to(call.q)
+        assert call.text is not None
+        bias = among(bias, call.text, call.k.shape[-2])
         return biased_attention(call.attention_by(next), call.q, call.k, call.v, call.heads, bias, **call.options)
 
     @torch.compiler.disable
@@ -77,7 +81,7 @@ class Biases:
             bias[:, :, -1] = -math.inf
         for start, _, placement in batch.chunks:
             assert placement is not None
-            record, own = placement
+            record, own, copies = placement
             made: dict[Any, Tensor] = {}
             for i, row in enumerate(record.rows, start):
                 at = i if ipca.dropout else row.spans
@@ -88,12 +92,14 @@ class Biases:
                         ipca.strength,
                         ipca.variant,
                         own_tokens=own,
-                        repeats=batch.tokens // own,
+                        repeats=len(copies),
                         dropout=ipca.dropout,
                         queries=queries,
                         generator=seeded(ipca.seed, batch.place.key, layer, row.frame) if ipca.dropout else None,
                     )
-                bias[i] = made[at]
+                length = own * len(copies)
+                bias[i, :, copies[0] : copies[0] + length] = made[at][:, :length]
+                bias[i, :, batch.tokens :] = made[at][:, length:]
         return bias.to(batch.dtype).to(batch.device, non_blocking=batch.device.type == "cuda")
 
 
@@ -125,12 +131,20 @@ def identity_bias(
         bias = bias * (torch.rand(queries, own_tokens, generator=generator) >= dropout)
     bias = bias.repeat(1, repeats)
     if variant == "paper":
-        frames = record.tokens - sum(stop - start for start, stop in kept)
+        frames = record.frame_tokens(row)
         zeros = torch.full((1, 1), float(frames))
         if dropout:
             zeros = (torch.rand(queries, frames, generator=generator) >= dropout).sum(1, keepdim=True)
         bias = torch.cat([bias, torch.log(strength * repeats * zeros)], dim=1)
     return bias
+
+
+def among(bias: Tensor, text: Span, keys: int) -> Tensor:
+    """The bias [..., tokens of the text, then keys of zeros] in a call of so many keys, the text's at `text`."""
+    tokens = text.stop - text.start
+    if tokens == keys:
+        return bias
+    return torch.cat([F.pad(bias[..., :tokens], (text.start, keys - text.stop)), bias[..., tokens:]], dim=-1)
 
 
 def biased_attention(
@@ -153,9 +167,5 @@ def biased_attention(
         k, v = F.pad(k, (0, 0, 0, zeros)), F.pad(v, (0, 0, 0, zeros))
     bias = bias[:, None]
     if mask is not None:
-        if mask.dtype == torch.bool:
-            mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, -math.inf)
-        while mask.ndim < 4:
-            mask = mask.unsqueeze(max(0, mask.ndim - 2))
-        bias = bias + F.pad(mask, (0, zeros))
+        bias = bias + F.pad(additive(mask, q.dtype), (0, zeros))
     return attention(q, k, v, heads, mask=bias, **options)

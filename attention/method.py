@@ -4,14 +4,16 @@ To add a method, write a file with two small classes and a node that calls `runt
 middleware does: each gets the call and what comes after it.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..svr.record import Record, Span
-from .blocks import Blocks
+from .blocks import Block, Blocks
 from .schedule import Place
 
 Kind = Literal["self", "cross", "joint"]
@@ -25,16 +27,18 @@ class Layer(NamedTuple):
     """One attention layer: a transformer of the block (name, number), by ComfyUI's names."""
 
     kind: Kind
-    block: tuple[str, int]
+    block: Block
     transformer: int
 
 
 class Call(NamedTuple):
     """One call of an attention function.
 
-    q, k, v: [rows, tokens, heads * channels], or whatever else ComfyUI's functions take. `rows` says which rows of the
-    batch these are, `text` where among the keys the conditioning's tokens stand (None where they don't). `attention`
-    computes it, with other packs' overrides; `unpatched` without them. `options` are its further arguments.
+    q, k, v: [rows, tokens, heads * channels], or [rows, heads, tokens, channels] where the option `skip_reshape` says
+    so. The queries are those of the picture. `rows` says which rows of the batch these are; among the keys stand the
+    conditioning's tokens at `text`, the picture's own at `picture` (None where they don't). `turn` gives keys of one
+    picture the positions beside another; None in models whose keys carry no position. `attention` computes the call,
+    with other packs' overrides; `unpatched` without them. `options` are its further arguments.
     """
 
     layer: Layer
@@ -44,6 +48,8 @@ class Call(NamedTuple):
     heads: int
     rows: Span
     text: Span | None
+    picture: Span
+    turn: Callable[[Tensor], Tensor] | None
     attention: Callable[..., Tensor]
     unpatched: Callable[..., Tensor]
     options: dict[str, Any]
@@ -61,10 +67,20 @@ Next = Callable[[Call], Tensor]
 
 
 class Placement(NamedTuple):
-    """A conditioning's record and the number of tokens of its own tensor."""
+    """A conditioning's record, the number of tokens of its own tensor, and where in the batch's text they begin.
+
+    There are several such `copies`, one after the other, where a text is repeated to the length of a longer one.
+    """
 
     record: Record
     own_tokens: int
+    copies: tuple[int, ...] = (0,)
+
+    def place(self, values: Tensor, tokens: int) -> Tensor:
+        """`values` [..., own_tokens] at every copy in a text of so many tokens, 0 elsewhere: [..., tokens]."""
+        repeated = values.repeat(*[1] * (values.ndim - 1), len(self.copies))
+        first = self.copies[0]
+        return F.pad(repeated, (first, tokens - first - repeated.shape[-1]))
 
 
 class Chunk(NamedTuple):
@@ -80,7 +96,7 @@ class Report(Protocol):
 
     def warn(self, text: str) -> None: ...
 
-    def skip(self, reason: str, block: tuple[str, int]) -> None: ...
+    def skip(self, reason: str, block: Block) -> None: ...
 
 
 class Batch(NamedTuple):
@@ -130,6 +146,8 @@ class Method(Protocol):
     """The kinds of layer that it works on."""
     stacks: ClassVar[bool]
     """Whether all of its kind count where they overlap; else the last applied one does."""
+    widens: ClassVar[bool]
+    """Whether it hands on other keys than it is given, so that it comes after those that look at them."""
 
     @property
     def blocks(self) -> Blocks: ...
@@ -154,3 +172,15 @@ class Method(Protocol):
 def call_attention(call: Call) -> Tensor:
     """The end of every chain: the attention function itself."""
     return call.attention(call.q, call.k, call.v, call.heads, **call.options)
+
+
+def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask of any kind that ComfyUI's functions take as one to add to the logits: [rows, heads, queries, keys].
+
+    Each of the first three may be 1.
+    """
+    if mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, -math.inf)
+    while mask.ndim < 4:
+        mask = mask.unsqueeze(max(0, mask.ndim - 2))
+    return mask

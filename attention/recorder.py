@@ -77,8 +77,9 @@ class Recorder:
     end_percent: float
 
     name: ClassVar[str] = "Attention Recorder"
-    kinds: ClassVar[frozenset[Kind]] = frozenset({"cross"})
+    kinds: ClassVar[frozenset[Kind]] = frozenset({"cross", "joint"})
     stacks: ClassVar[bool] = True
+    widens: ClassVar[bool] = False
 
     def off(self) -> bool:
         return False
@@ -102,9 +103,8 @@ class Watch:
         self.chunks = []
         for start, stop, placement in batch.chunks:
             if placement is not None:
-                record, own = placement
-                columns = identity_columns(record, own, batch.tokens // own).to(batch.device, batch.dtype)
-                self.chunks.append((Span(start, stop), record, columns))
+                columns = placement.place(identity_columns(placement.record, placement.own_tokens), batch.tokens)
+                self.chunks.append((Span(start, stop), placement.record, columns.to(batch.device, batch.dtype)))
 
     def attend(self, call: Call, next: Next) -> Tensor:
         size = self.layer_size(call.q.shape[-2])
@@ -115,16 +115,28 @@ class Watch:
         return next(call)
 
     def mass(self, call: Call, next: Next, rows: Span, columns: Tensor) -> Tensor:
-        """The share of attention that falls on `columns` [rows, keys], mean over heads: [rows, queries].
+        """The share of attention that falls on `columns` [rows, text], mean over heads: [rows, queries].
 
         That is what attention itself gives for values that are 1 on these columns, so any back end computes it, with
-        whatever `next` does to the call.
+        whatever `next` does to the call. Where rows look at each other, all of them are asked.
         """
-        q, k = call.q[slice(*rows)], call.k[slice(*rows)]
-        values = columns.to(k)[:, :, None].repeat(1, 1, k.shape[-1])
-        options = {**call.options, "mask": None}
-        watched = call._replace(q=q, k=k, v=values, rows=rows, attention=call.unpatched, options=options)
-        return next(watched).mean(-1, dtype=torch.float32)
+        assert call.text is not None
+        columns = F.pad(columns, (call.text.start, call.k.shape[-2] - call.text.stop)).to(call.k)
+        own = slice(*rows)
+        if call.layer.kind == "joint":
+            columns = F.pad(columns, (0, 0, rows.start, len(call.k) - rows.stop))
+        else:
+            options = {**call.options, "mask": None}
+            call = call._replace(q=call.q[own], k=call.k[own], v=call.v[own], rows=rows, options=options)
+            own = slice(None)
+        ones = columns[:, None, :, None] if call.v.ndim == 4 else columns[:, :, None]
+        watched = call._replace(v=ones.expand_as(call.v).contiguous(), attention=call.unpatched)
+        return mean_over_heads(next(watched)[own], call.options)
+
+
+def mean_over_heads(out: Tensor, options: dict[str, Any]) -> Tensor:
+    """The mean of an attention's output over heads and channels: [rows, queries]."""
+    return out.mean((1, 3) if options.get("skip_output_reshape") else -1, dtype=torch.float32)
 
 
 def frames_of(record: Record) -> Frames:
@@ -146,13 +158,13 @@ def resize(maps: Tensor, height: int, width: int) -> Tensor:
     return F.interpolate(maps[:, None], (height, width), mode="bilinear")[:, 0]
 
 
-def identity_columns(record: Record, own_tokens: int, repeats: int = 1) -> Tensor:
-    """1 where a row's identity stands, SOT excluded, else 0: [rows, own_tokens * repeats]."""
+def identity_columns(record: Record, own_tokens: int) -> Tensor:
+    """1 where a row's identity stands, SOT excluded, else 0: [rows, own_tokens]."""
     columns = torch.zeros(len(record.rows), own_tokens)
     for i, row in enumerate(record.rows):
         for span in record.columns(row, IDENTITY):
             columns[i, slice(*span)] = 1
-    return columns.repeat(1, repeats)
+    return columns
 
 
 def stretch(maps: Tensor, together: bool) -> Tensor:

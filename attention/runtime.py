@@ -7,16 +7,15 @@ in an object of its own. No state outlives a sampling and none is global.
 
 import logging
 import uuid
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..svr.record import KEY
-from .architectures import ARCHITECTURES, Architecture, architecture_of
-from .blocks import describe, selects
+from .architectures import ARCHITECTURES, layers_of
+from .blocks import describe
 from .dispatch import Dispatch
 from .method import Batch, Characters, Chunk, Method, Placement
 from .rows import check_run, wrong_batch
@@ -31,15 +30,15 @@ def patch(model: Any, method: Method) -> Any:
     blocks the model lacks.
     """
     clone = model.clone()
-    found = architecture_of(model.model)
-    if found is None:
+    layers = layers_of(model.model)
+    if layers is None:
         known = ", ".join(architecture.name for architecture in ARCHITECTURES)
         logging.warning(
             "OneStory: %s is no %s, so it is used unchanged by %s.", type(model.model).__name__, known, method.name
         )
         return clone
-    if not any(selects(method.blocks, block) for block in found[1]):
-        names = ", ".join(f"{name}.{number}" for name, number in found[1])
+    if not layers.selected(method.blocks):
+        names = ", ".join(f"{name}.{number}" for name, number in layers.blocks)
         raise ValueError(
             f"The blocks “{describe(method.blocks)}” are none that this model has attention in: write “all”, or "
             f"some of {names}."
@@ -175,11 +174,13 @@ def apply_model(
         # torch.compile can't look into a dict by uuid.
         transformer_options = {name: value for name, value in transformer_options.items() if name != KEY}
         if c_crossattn is not None and step.methods:
-            batch = batch_of(step, transformer_options["uuids"], x, c_crossattn, executor.class_obj)
+            model, sampling = executor.class_obj, step.sampling
+            batch = batch_of(step, transformer_options["uuids"], x, c_crossattn, model)
             prepared = {method: method.prepare(batch) for method in step.methods}
             if any(prepared.values()):
-                dispatch = Dispatch(step.sampling.blocks, step.methods, prepared, batch)
-                transformer_options = step.sampling.architecture.install(transformer_options, batch.tokens, dispatch)
+                chosen = {block: sampling.chosen(step.methods, block) for block in sampling.blocks}
+                dispatch = Dispatch(chosen, prepared, batch)
+                transformer_options = sampling.architecture.install(transformer_options, model, batch, dispatch)
     return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
 
 
@@ -193,8 +194,10 @@ def batch_of(step: Step, uuids: list[Any], x: Tensor, context: Tensor, model: An
     # Interleaved tokens are keys and values by turns: a layer sees as many keys as there are pairs.
     interleaved = max((story.record.interleaved for story in step.stories.values()), default=1)
     tokens, size = context.shape[1] // interleaved, size_of(x)
+    copies = step.sampling.architecture.copies
     chunks = tuple(
-        Chunk(i * rows, (i + 1) * rows, fitting(step.stories.get(uuid), rows, tokens)) for i, uuid in enumerate(uuids)
+        Chunk(i * rows, (i + 1) * rows, fitting(step.stories.get(uuid), rows, tokens, copies))
+        for i, uuid in enumerate(uuids)
     )
     return Batch(
         chunks,
@@ -203,7 +206,7 @@ def batch_of(step: Step, uuids: list[Any], x: Tensor, context: Tensor, model: An
         tokens,
         size,
         step.size,
-        partial(layer_size, step.sampling.architecture, size),
+        lambda tokens: step.sampling.architecture.layer_size(model, tokens, *size),
         step.place,
         model.get_dtype_inference(),
         x.device,
@@ -215,13 +218,11 @@ def size_of(latent: Tensor) -> tuple[int, int]:
     return latent.shape[-2], latent.shape[-1]
 
 
-def layer_size(architecture: Architecture, size: tuple[int, int], tokens: int) -> tuple[int, int] | None:
-    return architecture.layer_size(tokens, *size)
-
-
-def fitting(placement: Placement | None, rows: int, tokens: int) -> Placement | None:
-    """The placement, if the batch's rows and tokens are its record's."""
-    if placement is None:
+def fitting(
+    placement: Placement | None, rows: int, tokens: int, copies: Callable[[int, int], tuple[int, ...]]
+) -> Placement | None:
+    """The placement in a text of so many tokens, if the batch's rows and tokens are its record's."""
+    if placement is None or rows != len(placement.record.rows):
         return None
-    record, own = placement
-    return placement if rows == len(record.rows) and own >= record.tokens and tokens % own == 0 else None
+    found = copies(placement.own_tokens, tokens)
+    return placement._replace(copies=found) if found else None

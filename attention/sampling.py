@@ -5,8 +5,8 @@ from functools import cache
 from typing import Any
 
 from ..svr.record import Record
-from .architectures import architecture_of
-from .blocks import selects
+from .architectures import layers_of
+from .blocks import Block
 from .method import Method
 from .schedule import Place
 
@@ -15,20 +15,21 @@ class Sampling:
     """One run of a sampler: its methods, the model's architecture and schedule, and what has been said already."""
 
     def __init__(self, patcher: Any, methods: tuple[Method, ...]):
-        found = architecture_of(patcher.model)
-        assert found is not None
-        self.architecture, self.blocks = found
+        layers = layers_of(patcher.model)
+        assert layers is not None
+        self.architecture, self.blocks = layers
+        self.reach = {method: layers.selected(method.blocks) for method in methods}
         self.to_sigma = cache(patcher.get_model_object("model_sampling").percent_to_sigma)
         self.methods = methods
         self.told: set[str] = set()
-        self.skipped: dict[str, set[tuple[str, int]]] = {}
+        self.skipped: dict[str, set[Block]] = {}
 
     def warn(self, text: str) -> None:
         if text not in self.told:
             self.told.add(text)
             logging.warning("OneStory: %s", text)
 
-    def skip(self, reason: str, block: tuple[str, int]) -> None:
+    def skip(self, reason: str, block: Block) -> None:
         self.skipped.setdefault(reason, set()).add(block)
 
     def close(self) -> None:
@@ -47,14 +48,13 @@ class Sampling:
         places: dict[Method, list[Place]] = {}
         for place in map(self.at, sigmas):
             methods = self.on(place)
-            for method in {m for block in self.blocks for m in chosen(methods, block) if not m.off()}:
+            for method in {m for block in self.blocks for m in self.chosen(methods, block) if not m.off()}:
                 places.setdefault(method, []).append(place)
         for method, where in places.items():
             method.check(records, where, self)
 
-
-def chosen(methods: tuple[Method, ...], block: tuple[str, int]) -> list[Method]:
-    """The methods that count in a block, those that stack first: of the others, the last of each kind."""
-    here = [m for m in methods if selects(m.blocks, block)]
-    last = {type(m): m for m in here if not m.stacks}
-    return [*(m for m in here if m.stacks), *last.values()]
+    def chosen(self, methods: tuple[Method, ...], block: Block) -> list[Method]:
+        """The methods that count in a block, those that stack first: of the others, the last of each kind."""
+        here = [m for m in methods if block in self.reach[m]]
+        last = {type(m): m for m in here if not m.stacks}
+        return sorted([*(m for m in here if m.stacks), *last.values()], key=lambda m: m.widens)

@@ -5,15 +5,26 @@ sampled from other frames of its group, conditional and unconditional rows each 
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..svr.record import Record
 from .blocks import Blocks
-from .gathers import Gather, anchor_gathers, anchor_sources, consistent_attention, sample, tile_gathers, tiles_of
-from .method import Batch, Call, Characters, Kind, Layer, Next, Report
+from .gathered import consistent_attention
+from .gathers import (
+    Gather,
+    Keys,
+    Turned,
+    anchor_gathers,
+    anchor_sources,
+    sample,
+    tile_gathers,
+    tiles_of,
+    turn_others,
+)
+from .method import Batch, Call, Characters, Kind, Next, Report
 from .schedule import Place, seeded
 
 FIRST, EARLY = 0.0005, 0.4
@@ -35,8 +46,9 @@ class SelfAttention:
     seed: int
 
     name: ClassVar[str] = "Consistent Self-Attention"
-    kinds: ClassVar[frozenset[Kind]] = frozenset({"self"})
+    kinds: ClassVar[frozenset[Kind]] = frozenset({"self", "joint"})
     stacks: ClassVar[bool] = False
+    widens: ClassVar[bool] = True
 
     def off(self) -> bool:
         return self.sampling_rate == 0
@@ -88,29 +100,37 @@ class Sharing:
     def __init__(self, method: SelfAttention, batch: Batch):
         self.method = method
         self.batch = batch
-        self.gathers: dict[int, list[Gather]] = {}
+        self.gathers: dict[tuple[int, Keys, bool], Seen] = {}
 
     @torch.compiler.disable
     def attend(self, call: Call, next: Next) -> Tensor:
-        gathers = self.sources(call.layer, call.k.shape[-2], call.q.device)
-        if gathers is None:
+        seen = self.sources(call)
+        if seen is None:
             return next(call)
         attention = call.attention_by(next)
-        return consistent_attention(attention, call.q, call.k, call.v, call.heads, gathers, **call.options)
+        return consistent_attention(
+            attention, call.q, call.k, call.v, call.heads, *seen, turn=call.turn, **call.options
+        )
 
-    def sources(self, layer: Layer, tokens: int, device: torch.device) -> list[Gather] | None:
+    def sources(self, call: Call) -> "Seen | None":
         """What the rows look at in a layer, or None where they look only at themselves."""
         method, key = self.method, self.batch.place.key
+        tokens = call.picture.stop - call.picture.start
         if not round(method.sampling_rate * tokens):
             return None
-        if torch.rand((), generator=seeded(method.seed, key, layer)) >= method.chance(self.batch.place):
+        if torch.rand((), generator=seeded(method.seed, key, call.layer)) >= method.chance(self.batch.place):
             return None
-        if tokens not in self.gathers:
-            self.gathers[tokens] = self.gather(tokens, device)
-        gathers = self.gathers[tokens]
-        return gathers if any(gather.keys is not None for gather in gathers) else None
+        place = Keys(call.picture.start, call.k.shape[-2])
+        at = tokens, place, call.turn is not None
+        if at not in self.gathers:
+            gathers = self.gather(tokens, place, call.q.device)
+            shared = any(gather.keys is not None for gather in gathers)
+            turned = turn_others(gathers, len(call.k), place.keys) if shared and call.turn else None
+            self.gathers[at] = Seen(gathers if shared else [], turned)
+        seen = self.gathers[at]
+        return seen if seen.gathers else None
 
-    def gather(self, tokens: int, device: torch.device) -> list[Gather]:
+    def gather(self, tokens: int, place: Keys, device: torch.device) -> list[Gather]:
         method, batch = self.method, self.batch
         casts: dict[tuple[tuple[int, ...], Characters], list[int]] = {}
         for start, _, placement in batch.chunks:
@@ -127,8 +147,15 @@ class Sharing:
             rows = list(frames)
             if method.variant == "anchors":
                 sources = anchor_sources(characters, method.anchors)
-                gathers += anchor_gathers(sources, rows, starts, tokens, samples, device)
+                gathers += anchor_gathers(sources, rows, starts, tokens, samples, device, place)
             else:
                 tiles = tiles_of(characters, method.tile)
-                gathers += tile_gathers(tiles, rows, starts, tokens, samples, device)
+                gathers += tile_gathers(tiles, rows, starts, tokens, samples, device, place)
         return gathers
+
+
+class Seen(NamedTuple):
+    """What the rows of a layer look at."""
+
+    gathers: list[Gather]
+    turned: Turned | None

@@ -4,7 +4,7 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..pages.prompt_sheet import draw_story
-from ..svr.consolidate import NAMES
+from ..svr.encoders import name_of
 from ..svr.measures import distances, lines_of, parts_of
 from ..svr.record import KEY
 from .types import CATEGORY
@@ -44,7 +44,7 @@ class OneStoryInspect(io.ComfyNode):
         embeds, options = found
         record, norms = options[KEY]
         record.check(embeds, "Inspect Story")
-        encoders = [NAMES[encoder.name] for encoder in record.encoders]
+        encoders = [name_of(encoder.name) for encoder in record.encoders]
         lines = lines_of(embeds, record, norms)
         page = draw_story(parts_of(record), encoders, lines, distances(embeds).numpy())
         image = torch.from_numpy(page)[None]

@@ -1,27 +1,21 @@
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import comfy.model_management
 import comfy.utils
 import torch
+import torch.nn.functional as F
 from comfy.sd import CLIP
-from comfy.sd1_clip import SD1ClipModel
-from comfy.sdxl_clip import SDXLClipModel, SDXLRefinerClipModel
-from comfy.text_encoders.sd2_clip import SD2ClipModel
 from comfy_api.latest import io
 
 from ..story.script import Story
-from ..svr.consolidate import NAMES, Prompt, consolidate
+from ..svr.consolidate import Prompt, consolidate
+from ..svr.encoders import TextEncoder, name_of
 from ..svr.measures import token_texts
-from ..svr.record import KEY, Attached, Record, pairs_up
+from ..svr.record import KEY, Attached, Record, pairs_up, with_scales
+from .encoders import text_model_of
 from .types import CATEGORY, STORY
-
-ENCODERS: dict[type, tuple[str, ...]] = {
-    SD1ClipModel: ("l",),
-    SD2ClipModel: ("h",),
-    SDXLClipModel: ("l", "g"),
-    SDXLRefinerClipModel: ("g",),
-}
 
 
 class OneStoryPrompt(io.ComfyNode):
@@ -35,7 +29,9 @@ class OneStoryPrompt(io.ComfyNode):
             "every frame is encoded together with the others, which keeps the character the same.",
             search_aliases=["story", "prompt consolidation", "1prompt1story", "consistent character"],
             inputs=[
-                io.Clip.Input("clip", tooltip="The checkpoint's text encoder: SD1.x, SD2.x, SDXL base or refiner."),
+                io.Clip.Input(
+                    "clip", tooltip="The checkpoint's text encoder: SD1.x, SD2.x, SDXL base or refiner, SD3, Flux.1."
+                ),
                 STORY.Input("story", tooltip="From Story Script."),
                 io.Combo.Input(
                     "mode",
@@ -70,15 +66,12 @@ class OneStoryPrompt(io.ComfyNode):
             raise ValueError(
                 "The clip input is empty: this checkpoint has no text encoder, so load one with Load CLIP."
             )
-        encoders = ENCODERS.get(type(clip.cond_stage_model))
-        if encoders is None:
-            name = type(clip.cond_stage_model).__name__.rstrip("_")
-            raise ValueError(
-                f"The text encoder {name} is not supported: OneStory works with those of SD1.x (CLIP-L), SD2.x "
-                "(OpenCLIP-H), SDXL base (CLIP-L and CLIP-G) and the SDXL refiner (CLIP-G)."
-            )
+        encoders, width, lengths = text_model_of(clip)
         tokenize = partial(clip.tokenize, return_word_ids=True)
-        prompts, chosen, record = consolidate(story, tokenize, encoders, mode == "separate prompts", window)
+        separate = mode == "separate prompts"
+        prompts, chosen, record = consolidate(story, tokenize, encoders, separate, window, width)
+        if lengths == "equal":
+            check_lengths([prompts[p] for p in chosen], encoders[0].name)
         alone: list[Prompt] = []
         if pooled == "frame":
             alone = consolidate(story, tokenize, encoders, separate=True)[0]
@@ -87,8 +80,8 @@ class OneStoryPrompt(io.ComfyNode):
         encoded = [encode(clip, prompt, progress) for prompt in prompts]
         encoded_alone = [encode(clip, prompt, progress) for prompt in alone]
 
-        own = [embeds for schedule in encoded for embeds, _ in schedule]
-        record = record._replace(interleaved=2 if all(pairs_up(embeds, record.tokens) for embeds in own) else 1)
+        own = [(embeds, prompt.length) for prompt, schedule in zip(prompts, encoded) for embeds, _ in schedule]
+        record = record._replace(interleaved=2 if all(pairs_up(*each) for each in own) else 1)
         for p, (prompt, schedule) in enumerate(zip(prompts, encoded)):
             check(prompt, schedule, record.select([chosen.index(p)]))
         for prompt, schedule in zip(alone, encoded_alone):
@@ -96,17 +89,22 @@ class OneStoryPrompt(io.ComfyNode):
 
         texts = [read(clip, prompt, encoders) for prompt in prompts]
         record = record._replace(rows=tuple(row._replace(texts=texts[p]) for row, p in zip(record.rows, chosen)))
+        scaled = [encoder.key for encoder in encoders if not encoder.is_clip]
         conditioning = []
         for i, (_, options) in enumerate(encoded[0]):
-            embeds = torch.cat([encoded[p][i][0] for p in chosen])
+            embeds, mask = in_rows([encoded[p][i] for p in chosen])
+            if mask is not None:
+                options = {**options, "attention_mask": mask}
+            if QUOTED in set().union(*(encoded[p][i][1] for p in chosen)):
+                options = {**options, QUOTED: quoted([encoded[p][i][1].get(QUOTED) for p in chosen])}
             rows = [encoded[p][i][1]["pooled_output"] for p in chosen]
             if pooled == "frame":
                 rows = [schedule[i][1]["pooled_output"] for schedule in encoded_alone]
-            pooled_output = torch.cat(rows)
-            if pooled == "zero":
+            pooled_output = None if any(row is None for row in rows) else torch.cat(rows)
+            if pooled == "zero" and pooled_output is not None:
                 pooled_output = torch.zeros_like(pooled_output)
-            added = {"pooled_output": pooled_output, KEY: Attached.to(embeds, record)}
-            conditioning.append([embeds, {**options, **added}])
+            attached = Attached.to(embeds, with_scales(embeds, record, scaled))
+            conditioning.append([embeds, {**options, "pooled_output": pooled_output, KEY: attached}])
         return io.NodeOutput(conditioning)
 
 
@@ -117,9 +115,49 @@ def encode(clip: CLIP, prompt: Prompt, progress: comfy.utils.ProgressBar) -> lis
     return schedule
 
 
+QUOTED = "conditioning_byt5small"
+"""Where ComfyUI has what HunyuanImage reads of words in quotes."""
+
+
+def check_lengths(prompts: Sequence[Prompt], encoder: str) -> None:
+    """Raise `ValueError` where a model that takes prompts of one length only gets others; a prompt for each frame."""
+    lengths = [prompt.length for prompt in prompts]
+    other = next((j for j, length in enumerate(lengths) if length != lengths[0]), None)
+    if other is not None:
+        raise ValueError(
+            f"Frame 1's prompt has {lengths[0]} tokens for {encoder} and frame {other + 1}'s {lengths[other]}, and "
+            "this model draws frames together only if their prompts are equally long: use the mode “one prompt” with "
+            "window 0 for a story of up to 512 tokens whose frames all show the same characters, or another model, "
+            "such as Qwen-Image."
+        )
+
+
+def in_rows(rows: Sequence[list[Any]]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The embedding of entries [1, tokens, channels] as [rows, tokens, channels], with zeros after the shorter ones.
+
+    The mask [rows, tokens] is 0 there and where the encoder says so, 1 for text; None where it would be 1 everywhere.
+    """
+    tokens = [embeds.shape[1] for embeds, _ in rows]
+    embeds = torch.cat([F.pad(row, (0, 0, 0, max(tokens) - n)) for (row, _), n in zip(rows, tokens)])
+    masks = [options.get("attention_mask", row.new_ones(row.shape[:2], dtype=torch.long)) for row, options in rows]
+    mask = torch.cat([F.pad(own, (0, max(tokens) - n)) for own, n in zip(masks, tokens)])
+    return embeds, None if mask.all() else mask
+
+
+def quoted(rows: Sequence[torch.Tensor | None]) -> torch.Tensor:
+    """What HunyuanImage reads of words in quotes, [rows, tokens, channels]. Raises `ValueError` if rows differ."""
+    found = [row for row in rows if row is not None]
+    if len(found) < len(rows) or len({row.shape for row in found}) > 1:
+        raise ValueError(
+            "The frames' prompts have words in quotes of different lengths, and this model draws frames together only "
+            "if those are equally long: use the mode “one prompt” with window 0, or quote the same words in all frames."
+        )
+    return torch.cat(found)
+
+
 def check(prompt: Prompt, schedule: list[list[Any]], record: Record) -> None:
     """Raise `ValueError` where the encoder's output for `prompt` is not what the record of its one row says."""
-    want = [1, record.tokens * record.interleaved, record.channels]
+    want = [1, prompt.length * record.interleaved, record.channels]
     for embeds, _ in schedule:
         if list(embeds.shape) != want:
             raise ValueError(
@@ -128,7 +166,7 @@ def check(prompt: Prompt, schedule: list[list[Any]], record: Record) -> None:
             )
         bad = record.find_not_finite(embeds)
         if bad is not None:
-            raise ValueError(not_finite(f"{NAMES[bad[1].name]}'s output", prompt))
+            raise ValueError(not_finite(f"{name_of(bad[1].name)}'s output", prompt))
     check_pooled(prompt, schedule)
 
 
@@ -148,12 +186,16 @@ def not_finite(what: str, prompt: Prompt) -> str:
     )
 
 
-def read(clip: CLIP, prompt: Prompt, encoders: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
-    """The text of every token, for each encoder."""
-    return tuple(
-        token_texts(
-            [token if isinstance(token, int) else None for token, _ in prompt.tokens[name][0]],
-            lambda token: clip.tokenizer.untokenize([(token, 1.0)])[0][1],
-        )
-        for name in encoders
-    )
+def read(clip: CLIP, prompt: Prompt, encoders: Sequence[TextEncoder]) -> tuple[tuple[str, ...], ...]:
+    """The text of every token that the encoder's output has, for each encoder."""
+    texts = []
+    for encoder in encoders:
+        tokens = [token if isinstance(token, int) else None for token, _ in prompt.tokens[encoder.key][0]]
+        texts.append(token_texts(tokens[encoder.dropped :], tokenizer_of(clip, encoder).inv_vocab.__getitem__))
+    return tuple(texts)
+
+
+def tokenizer_of(clip: CLIP, encoder: TextEncoder) -> Any:
+    """The tokenizer of one of the text encoders."""
+    names = (f"clip_{encoder.key}", encoder.key)
+    return next(getattr(clip.tokenizer, name) for name in names if hasattr(clip.tokenizer, name))

@@ -4,7 +4,7 @@ from typing import Any, get_args
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..svr.consolidate import NAMES
+from ..svr.encoders import name_of
 from ..svr.record import KEY, Record
 from ..svr.reweight import EotMode, Variant, naive_reweight, singular_value_reweight
 from .types import CATEGORY
@@ -152,6 +152,6 @@ def check(embeds: Tensor, record: Record, node: str) -> None:
     if bad is not None:
         row, encoder = bad
         raise ValueError(
-            f"Frame {row.frame + 1}'s embedding of {NAMES[encoder.name]} was not finite (NaN or infinity) before "
+            f"Frame {row.frame + 1}'s embedding of {name_of(encoder.name)} was not finite (NaN or infinity) before "
             f"{node}: look for the node between Story Prompt and {node} that makes it so, and take it out."
         )

@@ -31,7 +31,7 @@ def draw_story(parts: list[Part], encoders: Sequence[str], lines: list[Line], di
 def lay_out(parts: list[Part], encoders: Sequence[str], lines: list[Line], distances: np.ndarray) -> Sheet:
     sheet = Sheet()
     sheet.y -= 34
-    rows, tokens = len(lines), len(lines[0].roles[0])
+    rows, tokens = len(lines), max(map(len, lines[0].roles))
     listed = f" · the first {MOST_LISTED} are listed" if rows > MOST_LISTED else ""
     counts = f"{rows} {'frame' if rows == 1 else 'frames'}{listed} · {tokens} tokens"
     sheet.heading("Prompt", f"{counts} · {', '.join(encoders)}")
@@ -89,7 +89,7 @@ def add_strengths(sheet: Sheet, encoders: Sequence[str], lines: list[Line], shar
     face, small = sheet.face, sheet.small
     columns = [(WIDTH - EDGE - 160, "own"), (WIDTH - EDGE - 80, "others"), (WIDTH - EDGE, "end")]
     left = EDGE + LABEL
-    pitch = STRIP // ceil(len(lines[0].roles[0]) / shared)
+    pitch = STRIP // ceil(max(map(len, lines[0].roles)) / shared)
     add_ramp(sheet, GAIN, left, sheet.y - 4, [f"÷{STRONGEST:g}", "as it was", f"×{STRONGEST:g}"])
     for right, name in columns:
         sheet.write(name, right, sheet.y + 10, small, QUIET, 1)

@@ -1,5 +1,6 @@
 """What a token of a story's prompt belongs to, and a story's tokens for a person to look at."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 SOT, IDENTITY, EOT = -1, -2, -3
@@ -15,8 +16,8 @@ class Part(NamedTuple):
 
 
 class Line(NamedTuple):
-    """One row of the embedding: the frame it draws; for each encoder and token, role and gain [encoders, tokens]."""
+    """One row of the embedding: the frame it draws; for each encoder, every token's role and gain [tokens]."""
 
     frame: int
     roles: tuple[tuple[int, ...], ...]
-    gains: Any
+    gains: Sequence[Any]

@@ -1,24 +1,15 @@
 """Prompt consolidation (1Prompt1Story, arXiv 2501.13554, section 3.1) with token spans found by construction."""
 
 import logging
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from ..story.script import Story, quote
+from .encoders import Slot, TextEncoder, Token, Tokenize, Tokens, plain, slot_of, text_tokens
 from .record import Encoder, Record, Row, Span, Spans
 
-WIDTHS = {"l": 768, "h": 1024, "g": 1280}
-NAMES = {"l": "CLIP-L", "h": "OpenCLIP-H", "g": "CLIP-G"}
-
-Tokens = dict[str, list[list[tuple[Any, float]]]]
-"""ComfyUI's tokens: for each encoder, chunks of (token id or embedding vector, weight)."""
-
-
-Piece = dict[str, list[tuple[Any, float]]]
+Piece = dict[str, list[Token]]
 """For each encoder, the tokens of one piece of a prompt, without SOT, EOT and padding."""
-
-Tokenize = Callable[[str], dict[str, list[list[tuple[Any, float, int]]]]]
-"""ComfyUI's `clip.tokenize` with `return_word_ids`: the word id 0 marks SOT, EOT and padding."""
 
 
 class Prompt(NamedTuple):
@@ -28,27 +19,34 @@ class Prompt(NamedTuple):
     tokens: Tokens
     spans: tuple[Spans, ...]
 
+    @property
+    def length(self) -> int:
+        """The number of its tokens in the embedding; a longer prompt's row may have more."""
+        return max(spans.eot.stop for spans in self.spans)
+
 
 def consolidate(
-    story: Story, tokenize: Tokenize, encoders: tuple[str, ...], separate: bool = False, window: int = 0
+    story: Story,
+    tokenize: Tokenize,
+    encoders: Sequence[TextEncoder],
+    separate: bool = False,
+    window: int = 0,
+    width: int = 0,
 ) -> tuple[list[Prompt], list[int], Record]:
     """The prompts of a story, for each frame the number of its prompt, and the record of the frames' embedding.
 
     Frames that show the same characters share one prompt [P0; P1; ...; PN]. When it does not fit the encoder, frame j
     gets its own [P0; Pj; ...; Pj+w-1], circular, with the largest w for which every window fits (`window`, if not 0,
-    limits w). `separate` gives every frame [P0; Pj]. A frame without characters always stands alone.
+    limits w). `separate` gives every frame [P0; Pj]. A frame without characters always stands alone. All prompts are
+    padded to the longest, where an encoder pads. `width` is the embedding's, if the encoders use less.
     Raises `ValueError` for a frame that has no tokens or does not fit alone.
     """
-    empty = tokenize("")
-    length = min(len(empty[name][0]) for name in encoders)
-    texts = dict.fromkeys(text for f in story.frames for text in (f.identity, f.prompt))
-    tokenized = {text: tokenize_piece(tokenize, text, encoders) for text in texts}
-    identities = {f.identity: tokenized[f.identity] for f in story.frames}
-    pieces = [tokenized[f.prompt] for f in story.frames]
-    for j, (frame, piece) in enumerate(zip(story.frames, pieces)):
-        check_fits(j, frame.prompt, piece, identities[frame.identity], length)
+    seats = [Seat(encoder, slot_of(tokenize, encoder)) for encoder in encoders]
+    pieces = Pieces(tokenize, seats)
+    for j, frame in enumerate(story.frames):
+        check_fits(j, frame.prompt, pieces.of(frame.identity), pieces.after(frame.identity, frame.prompt), seats)
 
-    prompts: list[Prompt] = []
+    orders: list[tuple[int, ...]] = []
     chosen: list[int] = []
     number: dict[tuple[int, ...], int] = {}
     windows: dict[int, tuple[int, ...]] = {}
@@ -56,85 +54,148 @@ def consolidate(
         if j not in windows:
             alone = separate or not frame.characters
             group = [j] if alone else [k for k, f in enumerate(story.frames) if f.characters == frame.characters]
-            windows.update(zip(group, choose_windows(group, pieces, identities[frame.identity], length, window)))
+            prompts_of = {k: pieces.after(frame.identity, story.frames[k].prompt) for k in group}
+            windows.update(zip(group, choose_windows(group, prompts_of, pieces.of(frame.identity), seats, window)))
         order = windows[j]
         if order not in number:
-            number[order] = len(prompts)
-            prompts.append(join(order, identities[frame.identity], [pieces[k] for k in order], empty, length))
+            number[order] = len(orders)
+            orders.append(order)
         chosen.append(number[order])
 
-    start = 0
-    layout = []
-    for name in encoders:
-        layout.append(Encoder(name, Span(0, length), Span(start, start + WIDTHS[name])))
-        start += WIDTHS[name]
+    texts = [[story.frames[order[0]].identity, *(story.frames[k].prompt for k in order)] for order in orders]
+    parts = [[pieces.of(first), *pieces.following(first, others)] for first, *others in texts]
+    lengths = [max(length_of(seat, prompt) for prompt in parts) for seat in seats]
+    prompts = [join(order, part, seats, lengths) for order, part in zip(orders, parts)]
+    # Encoders whose vectors don't stand in the embedding read the prompt as text, or only what is quoted in it.
+    own = {encoder.key for encoder in encoders}
+    if any(encoder.templated for encoder in encoders) or set(tokenize("")) - own:
+        for prompt, text in zip(prompts, texts):
+            tokens = tokenize(" ".join(filter(None, text)))
+            prompt.tokens.update({key: [plain(c) for c in chunks] for key, chunks in tokens.items() if key not in own})
+
+    layout = tuple(
+        Encoder(e.key, Span(e.first, e.first + length - e.dropped), e.channels, e.causal)
+        for (e, _), length in zip(seats, lengths)
+    )
     rows = tuple(Row(j, prompts[p].window, prompts[p].spans) for j, p in enumerate(chosen))
     characters = tuple(frame.characters for frame in story.frames)
-    return prompts, chosen, Record(len(story.frames), tuple(layout), rows, characters)
+    return prompts, chosen, Record(len(story.frames), layout, rows, characters, width=width)
 
 
-def tokenize_piece(tokenize: Tokenize, text: str, encoders: tuple[str, ...]) -> Piece:
-    """The tokens of `text` alone: CLIP splits words at white space, so they are the same inside a joined prompt."""
-    piece: Piece = {}
-    tokenized = tokenize(text)
-    for name in encoders:
-        tokens = [(token, weight) for chunk in tokenized[name] for token, weight, word in chunk if word != 0]
-        piece[name] = [t for t in tokens if isinstance(t[0], int) or t[0].shape[-1] == WIDTHS[name]]
-        if len(piece[name]) < len(tokens):
-            logging.warning(
-                "OneStory: an embedding in %s is not made for %s, which ignores it.", quote(text), NAMES[name]
-            )
-    return piece
+class Seat(NamedTuple):
+    """An encoder and its slot."""
+
+    encoder: TextEncoder
+    slot: Slot
+
+    @property
+    def most(self) -> int:
+        """The most tokens of text in one prompt."""
+        if self.encoder.most is not None:
+            return self.encoder.most
+        return self.slot.least - len(self.slot.before) - len(self.slot.after)
 
 
-def check_fits(j: int, text: str, piece: Piece, identity: Piece, length: int) -> None:
-    for name, tokens in piece.items():
+class Pieces:
+    """The tokens of a story's texts. A text's tokens are the same alone and in a joined prompt: encoders split words at
+    white space, which some count to the word after it."""
+
+    def __init__(self, tokenize: Tokenize, seats: Sequence[Seat]):
+        self.tokenize = tokenize
+        self.seats = seats
+        self.known: dict[tuple[str, bool], Piece] = {}
+
+    def of(self, text: str, first: bool = True) -> Piece:
+        if (text, first) not in self.known:
+            self.known[text, first] = {
+                seat.encoder.key: piece_of(self.tokenize, text, first, *seat) if text else [] for seat in self.seats
+            }
+        return self.known[text, first]
+
+    def after(self, identity: str, text: str) -> Piece:
+        """A frame prompt's tokens behind those of its identity, if it has one."""
+        return self.of(text, first=not identity)
+
+    def following(self, identity: str, texts: Sequence[str]) -> list[Piece]:
+        """The tokens of frame prompts that follow each other behind their identity, if they have one."""
+        return [self.of(text, first=not (identity or n)) for n, text in enumerate(texts)]
+
+
+def piece_of(tokenize: Tokenize, text: str, first: bool, encoder: TextEncoder, slot: Slot) -> list[Token]:
+    tokens = text_tokens(tokenize, text if first or not encoder.spaced else f" {text}", encoder, slot)
+    fitting = [t for t in tokens if not hasattr(t[0], "shape") or t[0].shape[-1] == encoder.width]
+    if len(fitting) < len(tokens):
+        logging.warning("OneStory: an embedding in %s is not made for %s, which ignores it.", quote(text), encoder.name)
+    return fitting
+
+
+def check_fits(j: int, text: str, identity: Piece, piece: Piece, seats: Sequence[Seat]) -> None:
+    for seat in seats:
+        name, tokens = seat.encoder.name, piece[seat.encoder.key]
         if not tokens:
             raise ValueError(
-                f"Frame {j + 1} ({quote(text)}) has no tokens for the {NAMES[name]} text encoder: write its prompt in "
+                f"Frame {j + 1} ({quote(text)}) has no tokens for the {name} text encoder: write its prompt in "
                 "words the encoder knows, or check the embedding's name."
             )
-        used, most = len(identity[name]) + len(tokens), length - 2
-        if used > most:
+        alone = len(identity[seat.encoder.key])
+        used, most = alone + len(tokens), seat.most
+        if used > most and seat.encoder.is_clip:
             over = f"{used - most} token{'s' * (used - most > 1)}"
             raise ValueError(
-                f"Frame {j + 1} is too long for {NAMES[name]} by {over}: {used} of at most {most} "
-                f"({len(identity[name])} of the identity, {len(tokens)} of the frame {quote(text)}), so shorten the "
+                f"Frame {j + 1} is too long for {name} by {over}: {used} of at most {most} "
+                f"({alone} of the identity, {len(tokens)} of the frame {quote(text)}), so shorten the "
                 "identity or this frame."
             )
+        if used > most:
+            logging.warning(
+                "OneStory: frame %d has %d tokens for %s, and models that use it have learned from %d at most: what "
+                "stands last may be ignored.", j + 1, used, name, most,
+            )  # fmt: skip
 
 
 def choose_windows(
-    group: list[int], pieces: list[Piece], identity: Piece, length: int, limit: int
+    group: list[int], prompts: dict[int, Piece], identity: Piece, seats: Sequence[Seat], limit: int
 ) -> list[tuple[int, ...]]:
     """For each frame of `group`, the frames whose prompts stand in its prompt, in order."""
     size = len(group)
-    for width in range(min(size, limit or size), 0, -1):
+    for width in range(min(size, limit or size), 1, -1):
         if width == size:
             windows = [tuple(group)] * size
         else:
             windows = [tuple(group[(own + i) % size] for i in range(width)) for own in range(size)]
         if all(
-            len(identity[name]) + sum(len(pieces[k][name]) for k in window) <= length - 2
+            len(identity[seat.encoder.key]) + sum(len(prompts[k][seat.encoder.key]) for k in window) <= seat.most
             for window in windows
-            for name in identity
+            for seat in seats
         ):
             return windows
-    raise AssertionError("check_fits lets every frame fit alone")
+    return [(own,) for own in group]
 
 
-def join(window: tuple[int, ...], identity: Piece, pieces: list[Piece], empty: Any, length: int) -> Prompt:
+def length_of(seat: Seat, pieces: Sequence[Piece]) -> int:
+    """The number of tokens of a prompt of these pieces, padded as it would be alone."""
+    encoder, slot = seat
+    text = sum(len(piece[encoder.key]) for piece in pieces)
+    return max(slot.least if slot.padding else 0, len(slot.before) + text + len(slot.after))
+
+
+def join(window: tuple[int, ...], pieces: Sequence[Piece], seats: Sequence[Seat], lengths: Sequence[int]) -> Prompt:
     """[SOT, P0, P..., EOT, padding] for each encoder, and where each part stands."""
     tokens: Tokens = {}
     spans = []
-    for name in identity:
-        sot, eot, padding = ((empty[name][0][i][0], 1.0) for i in (0, 1, -1))
-        chunk = [sot, *identity[name]]
-        frames = []
+    for (encoder, slot), length in zip(seats, lengths):
+        chunk = [*slot.before]
+        start = encoder.first - encoder.dropped
+        found = []
         for piece in pieces:
-            frames.append(Span(len(chunk), len(chunk) + len(piece[name])))
-            chunk += piece[name]
-        spans.append(Spans(Span(1, 1 + len(identity[name])), tuple(frames), Span(len(chunk), length)))
-        chunk.append(eot)
-        tokens[name] = [chunk + [padding] * (len(empty[name][0]) - len(chunk))]
+            begin = len(chunk)
+            chunk += piece[encoder.key]
+            found.append(Span(start + begin, start + len(chunk)))
+        sot = Span(encoder.first, encoder.first + (len(slot.before) if encoder.is_clip else 0))
+        end = start + (length if slot.padding else len(chunk) + len(slot.after))
+        spans.append(Spans(found[0], tuple(found[1:]), Span(start + len(chunk), end), sot))
+        chunk += slot.after
+        if slot.padding:
+            chunk += [slot.padding] * (length - len(chunk))
+        tokens[encoder.key] = [chunk]
     return Prompt(window, tokens, tuple(spans))

@@ -7,35 +7,47 @@ import torch
 from torch import Tensor
 
 from ..story.parts import EOT, IDENTITY, SOT, Line, Part
-from .record import Record, Row, token_norms
+from .record import Record, Row, shift, token_norms
 
 EMBEDDING = "⟨embedding⟩ "
 
 # CLIP's vocabulary writes each byte as one visible character: the printable ones as themselves.
 PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
 BYTES = {chr(byte): byte for byte in PRINTABLE}
+ENDS_WORD = "</w>"
+SPACES = ("\u0120", "\u2581")
+"""A space before a word: of byte-level vocabularies, and of SentencePiece."""
 BYTES |= {chr(256 + n): byte for n, byte in enumerate(b for b in range(256) if b not in PRINTABLE)}
 
 
 def token_texts(tokens: Sequence[int | None], entry: Callable[[int], str]) -> tuple[str, ...]:
     """What the tokens read as, a space after the end of each word; None is a vector of a textual inversion.
 
-    `entry` gives a token's entry in CLIP's vocabulary. A character that is cut between tokens stands with the last.
+    `entry` gives a token's entry in its vocabulary. CLIP's entries mark the end of a word, those of other byte-level
+    vocabularies and of SentencePiece the space before it. A character that is cut between tokens stands with the last.
     """
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    words = [EMBEDDING if token is None else entry(token) for token in tokens]
     texts = []
-    for token in tokens:
-        word = EMBEDDING if token is None else entry(token)
-        if token is not None:
-            end = word.endswith("</w>")
-            word = decoder.decode(bytes(BYTES[c] for c in word.removesuffix("</w>")), final=end) + " " * end
-        texts.append(word)
+    for token, word, following in zip(tokens, words, [*words[1:], ""]):
+        if token is None:
+            texts.append(word)
+            continue
+        end = word.endswith(ENDS_WORD) or following.startswith(SPACES)
+        bare = word.removesuffix(ENDS_WORD).lstrip("".join(SPACES))
+        # SentencePiece writes characters as themselves.
+        own = bytes(BYTES[c] for c in bare) if all(c in BYTES for c in bare) else bare.encode()
+        texts.append(decoder.decode(own, final=end) + " " * end)
     return tuple(texts)
 
 
 def gains(embeds: Tensor, record: Record, norms: Tensor) -> Tensor:
-    """By how much every token's vector has grown since it had these `norms`: [rows, encoders, tokens], as they are."""
-    return token_norms(embeds, record).cpu() / norms.cpu()
+    """By how much every token's vector has grown since it had these `norms`: [rows, encoders, tokens], as they are.
+
+    1 for the zeros that some encoders pad with.
+    """
+    now, before = token_norms(embeds, record).cpu(), norms.cpu()
+    return torch.where((now == 0) & (before == 0), 1.0, now / before)
 
 
 def distances(embeds: Tensor) -> Tensor:
@@ -48,7 +60,11 @@ def lines_of(embeds: Tensor, record: Record, norms: Tensor) -> list[Line]:
     """For each row its frame and, for each encoder and token, role and gain."""
     encoders = range(len(record.encoders))
     return [
-        Line(row.frame, tuple(roles(row, e, record.tokens) for e in encoders), gain.numpy())
+        Line(
+            row.frame,
+            tuple(roles(row, e, record.tokens)[slice(*record.encoders[e].tokens)] for e in encoders),
+            [gain[e, slice(*record.encoders[e].tokens)].numpy() for e in encoders],
+        )
         for row, gain in zip(record.rows, gains(embeds, record, norms))
     ]
 
@@ -72,7 +88,10 @@ def parts_of(record: Record) -> list[Part]:
         characters = record.characters[row.frame]
         group = parts.setdefault(characters, {})
         for role in (IDENTITY, *row.window):
-            texts = [text[slice(*row.span(role, e))] for e, text in enumerate(row.texts)]
+            texts = [
+                text[slice(*shift(row.span(role, e), -record.encoders[e].tokens.start))]
+                for e, text in enumerate(row.texts)
+            ]
             group.setdefault(role, Part(role, max(texts, key=len), characters))
     groups = [parts[characters] for characters in sorted(parts, key=bool)]
     return [part for group in groups for _, part in sorted(group.items()) if part.tokens]

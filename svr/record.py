@@ -1,5 +1,6 @@
 """What stands where in a story's text embeddings."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -30,6 +31,14 @@ class Spans(NamedTuple):
     eot: Span
     sot: Span = Span(0, 1)
 
+    def shifted(self, by: int) -> "Spans":
+        identity, frames, eot, sot = self
+        return Spans(shift(identity, by), tuple(shift(span, by) for span in frames), shift(eot, by), shift(sot, by))
+
+
+def shift(span: Span, by: int) -> Span:
+    return Span(span.start + by, span.stop + by)
+
 
 class Row(NamedTuple):
     """One row of the embedding: it draws `frame`, from a prompt that holds the frame prompts of `window`.
@@ -57,19 +66,22 @@ class Row(NamedTuple):
 class Encoder(NamedTuple):
     """One text encoder, and which tokens and channels of the embedding are its own.
 
-    In a causal one a token has read those before it only.
+    In a causal one a token has read those before it only. `scale` is how many times shorter its token vectors are than
+    CLIP's.
     """
 
     name: str
     tokens: Span
     channels: Span
     causal: bool = True
+    scale: float = 1.0
 
 
 class Record(NamedTuple):
     """The map of a story's embedding [rows, tokens, channels]. Frames are numbered from 0.
 
-    `interleaved` 2: the embedding has each of the `tokens` twice, side by side, as a key and as a value (NegPiP).
+    `width` is the number of channels where that is more than the encoders use. `interleaved` 2: the embedding has each
+    of the `tokens` twice, side by side, as a key and as a value (NegPiP).
     """
 
     frames: int
@@ -77,6 +89,7 @@ class Record(NamedTuple):
     rows: tuple[Row, ...]
     characters: tuple[tuple[str, ...], ...]
     interleaved: int = 1
+    width: int = 0
 
     @property
     def tokens(self) -> int:
@@ -84,7 +97,7 @@ class Record(NamedTuple):
 
     @property
     def channels(self) -> int:
-        return self.encoders[-1].channels.stop
+        return max(self.width, *(encoder.channels.stop for encoder in self.encoders))
 
     def select(self, rows: list[int]) -> "Record":
         """The record of an embedding that holds only these rows, in this order."""
@@ -98,6 +111,15 @@ class Record(NamedTuple):
             groups.setdefault(encoder.tokens, []).append(row.span(part, e))
         agreed = (Span(max(s.start for s in spans), min(s.stop for s in spans)) for spans in groups.values())
         return tuple(span for span in agreed if span.start < span.stop)
+
+    def frame_tokens(self, row: Row) -> int:
+        """How many tokens stand between a row's identity and its EOT set: for encoders that share their tokens, where
+        any of them has one."""
+        groups: dict[Span, list[Spans]] = {}
+        for encoder, spans in zip(self.encoders, row.spans):
+            groups.setdefault(encoder.tokens, []).append(spans)
+        ends = ((max(s.eot.start for s in group), min(s.identity.stop for s in group)) for group in groups.values())
+        return sum(stop - start for stop, start in ends)
 
     def token_sets(self, embeds: Tensor) -> list[Tensor]:
         """The record's own tokens in `embeds`, views of [rows, tokens, channels]: one, or the keys and the values."""
@@ -133,7 +155,8 @@ class Record(NamedTuple):
         if finite.all():
             return None
         parts = ((i, encoder) for i in range(len(self.rows)) for encoder in self.encoders)
-        i, encoder = next((i, e) for i, e in parts if not finite[i, :, slice(*e.channels)].all())
+        own = ((i, e) for i, e in parts if not finite[i, slice(*e.tokens), slice(*e.channels)].all())
+        i, encoder = next(own, (0, self.encoders[0]))
         return self.rows[i], encoder
 
 
@@ -144,6 +167,29 @@ def token_norms(embeds: Tensor, record: Record) -> Tensor:
     """
     own = record.token_sets(embeds)[0].double()
     return torch.stack([own[:, :, slice(*encoder.channels)].norm(dim=-1) for encoder in record.encoders], dim=1)
+
+
+CLIP_NORM = 28.0
+"""About the mean length of CLIP-L's token vectors, on which the papers' alpha of 0.01 was tuned."""
+
+
+def with_scales(embeds: Tensor, record: Record, keys: Sequence[str]) -> Record:
+    """The record of `embeds` with the scale of the encoders `keys`, by the mean length of their text's vectors."""
+    norms = token_norms(embeds, record)
+
+    def scaled(e: int, encoder: Encoder) -> Encoder:
+        if encoder.name not in keys:
+            return encoder
+        text = [norms[i, e, slice(*s)] for i, row in enumerate(record.rows) for s in words(row.spans[e])]
+        mean = torch.cat(text).mean().item()
+        return encoder._replace(scale=CLIP_NORM / mean if mean > 0 else 1.0)
+
+    return record._replace(encoders=tuple(scaled(e, encoder) for e, encoder in enumerate(record.encoders)))
+
+
+def words(spans: Spans) -> tuple[Span, ...]:
+    """Where the text itself stands."""
+    return (spans.identity, *spans.frames)
 
 
 class Attached(NamedTuple):

@@ -49,31 +49,34 @@ def singular_value_reweight(
     embeds: [rows, tokens, channels]; a copy in the same type comes back. `variant` "released" suppresses the others
     in the window's order and then expresses; "paper" expresses first. With `eot` "scale" the EOT set is multiplied by
     0.9 in every call instead of being reweighted. A row whose window holds its own frame alone has nothing to be
-    weighed against and stays as it is. Raises `ValueError` when a row is not finite afterwards.
+    weighed against and stays as it is. Alpha is for vectors as long as CLIP's: other encoders' singular values count by
+    their encoder's `scale`. Raises `ValueError` when a row is not finite afterwards.
     """
     express, suppress = Gain("express", express_alpha, express_beta), Gain("suppress", -suppress_alpha, suppress_beta)
     largest = min(torch.finfo(embeds.dtype).max, HIGHEST)
     C = embeds.to("cpu", torch.float64, copy=True)
-    parts = parts_of(C, record)
-    if not parts:
-        return embeds.clone()
-    calls = [calls_of(part, variant, eot, express, suppress) for part in parts]
-    batch = Batch(parts)
-    for step in zip_longest(*calls, fillvalue=NO_CALL):
-        batch.multiply(step)  # one call for each row and encoder: X = A X, eq. 4 or 5
-        n = batch.find_above(largest)
-        if n is not None:
-            raise ValueError(overflow(parts[n].row.frame, step[n].gain))
-    batch.write_back()
+    for parts in parts_of(C, record):
+        calls = [calls_of(part, variant, eot, express, suppress) for part in parts]
+        batch = Batch(parts)
+        for step in zip_longest(*calls, fillvalue=NO_CALL):
+            batch.multiply(step)  # one call for each row and encoder: X = A X, eq. 4 or 5
+            n = batch.find_above(largest)
+            if n is not None:
+                raise ValueError(overflow(parts[n].row.frame, step[n].gain))
+        batch.write_back()
     return C.to(embeds)
 
 
 class Gain(NamedTuple):
-    """s' = beta * exp(alpha * s) * s on singular values s: SVR+ (eq. 4), and SVR- (eq. 5), whose alpha is negative."""
+    """s' = beta * exp(alpha * s) * s on singular values s: SVR+ (eq. 4), and SVR- (eq. 5), whose alpha is negative.
+
+    In s' = beta * exp(alpha * scale * s) * s, `scale` s is a singular value as it would be with CLIP's norms.
+    """
 
     name: str
     alpha: float
     beta: float
+    scale: float = 1.0
 
 
 def left_factor(G: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
@@ -105,23 +108,30 @@ class Part(NamedTuple):
     row: Row
     spans: Spans
     C: Tensor
+    scale: float
 
 
-def parts_of(C: Tensor, record: Record) -> list[Part]:
-    """What SVR works on, of C [rows, tokens, channels]: every row that shares its window, in every encoder."""
-    return [
-        Part(row, row.spans[e], own[i, :, slice(*encoder.channels)])
-        for own in record.token_sets(C)
-        for e, encoder in enumerate(record.encoders)
-        for i, row in enumerate(record.rows)
-        if len(row.window) > 1
-    ]
+def parts_of(C: Tensor, record: Record) -> list[list[Part]]:
+    """What SVR works on, of C [rows, tokens, channels]: every row that shares its window, in every encoder.
+
+    Parts of equal length come together.
+    """
+    parts: dict[int, list[Part]] = {}
+    for own in record.token_sets(C):
+        for e, encoder in enumerate(record.encoders):
+            for i, row in enumerate(record.rows):
+                if len(row.window) > 1:
+                    view = own[i, slice(*encoder.tokens), slice(*encoder.channels)]
+                    part = Part(row, row.spans[e].shifted(-encoder.tokens.start), view, encoder.scale)
+                    parts.setdefault(len(view), []).append(part)
+    return list(parts.values())
 
 
 def calls_of(part: Part, variant: Variant, eot: EotMode, express: Gain, suppress: Gain) -> list[Call]:
     """The calls for one part in their order, which matters: every one of them rewrites the EOT set."""
     spans, own = part.spans, part.row.expressed
     reweighted, scaled = (spans.eot, NOTHING) if eot == "reweight" else (NOTHING, spans.eot)
+    express, suppress = (gain._replace(scale=part.scale) for gain in (express, suppress))
     calls = [Call((*range(*span), *range(*reweighted)), scaled, suppress) for span in spans.frames]
     expressing = calls.pop(own)._replace(gain=express)
     return [*calls, expressing] if variant == "released" else [expressing, *calls]
@@ -162,7 +172,7 @@ class Batch:
         longest = max(len(call.positions) for call in calls)
         index = torch.tensor([[*call.positions, *[-1] * (longest - len(call.positions))] for call in calls])
         n = torch.arange(len(calls))[:, None]
-        alpha, beta = G.new_tensor([(call.gain.alpha, call.gain.beta) for call in calls]).T
+        alpha, beta = G.new_tensor([(call.gain.alpha * call.gain.scale, call.gain.beta) for call in calls]).T
         A = left_factor(G[n[:, :, None], index[:, :, None], index[:, None, :]], alpha, beta)
         G[n, index] = A @ G[n, index]
         G[n, :, index] = A @ G[n, :, index]

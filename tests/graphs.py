@@ -80,9 +80,11 @@ def self_attention(model, **changed):
 
 
 @torch.inference_mode()
-def ksampler(model, positive, negative, latent, sampler="euler", scheduler="simple", steps=2, seed=1, **more) -> dict:
+def ksampler(
+    model, positive, negative, latent, sampler="euler", scheduler="simple", steps=2, seed=1, cfg=5.0, **more
+) -> dict:
     """KSampler's latent; `more` is KSampler (Advanced)'s."""
-    return nodes.common_ksampler(model, seed, steps, 5.0, sampler, scheduler, positive, negative, latent, **more)[0]
+    return nodes.common_ksampler(model, seed, steps, cfg, sampler, scheduler, positive, negative, latent, **more)[0]
 
 
 def sample(*args, **kwargs) -> torch.Tensor:

@@ -74,8 +74,10 @@ def singular_value_reweight(
             channels = slice(*encoder.channels)
             prompts = list(zip(row.window, spans.frames, strict=True))
             c = C[r, : record.tokens, channels].clone()
-            suppress = [(P, -suppress_alpha, suppress_beta) for k, P in prompts if k != row.frame]
-            express = [(P, express_alpha, express_beta) for k, P in prompts if k == row.frame]
+            # The papers' alpha was tuned on vectors about 28 long: others count as if they were.
+            down, up = suppress_alpha * encoder.scale, express_alpha * encoder.scale
+            suppress = [(P, -down, suppress_beta) for k, P in prompts if k != row.frame]
+            express = [(P, up, express_beta) for k, P in prompts if k == row.frame]
             calls = express + suppress if variant == "paper" else suppress + express
             for P, alpha, beta in calls:
                 reweight_frame_prompt(c, P, spans.eot, alpha, beta, eot)

@@ -156,7 +156,7 @@ def test_an_area_of_the_picture_is_not_seen(sd, frames, negative, latent):
     [(96, 12, 8, (12, 8)), (24, 12, 8, (6, 4)), (35, 9, 13, (5, 7)), (12, 9, 13, (3, 4)), (90, 12, 8, None)],
 )
 def test_a_layers_size_follows_from_its_tokens(tokens, height, width, size):
-    assert unet.layer_size(tokens, height, width) == size
+    assert unet.layer_size(None, tokens, height, width) == size
 
 
 # --- it changes nothing -----------------------------------------------------------------------------------------------

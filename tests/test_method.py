@@ -13,7 +13,7 @@ from onestory.attention.runtime import patch
 class Louder:
     """Adds a constant to the self-attention of its blocks."""
 
-    name, kinds, stacks = "Louder", frozenset({"self"}), False
+    name, kinds, stacks, widens = "Louder", frozenset({"self"}), False, False
     start_percent, end_percent = 0.0, 1.0
     constant: float
     blocks: tuple = parse_blocks("output.1")

@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 from comfy.ldm.modules.attention import attention_basic, attention_pytorch
-from onestory.attention import gathers as gathers_module
+from onestory.attention import gathered as gathered_module
+from onestory.attention.gathered import consistent_attention
 from onestory.attention.gathers import (
     anchor_gathers,
     anchor_sources,
     anchors_of,
-    consistent_attention,
     sample,
     tile_gathers,
     tiles_of,
@@ -306,7 +306,7 @@ def test_keys_gathered_for_a_few_rows_at_a_time_give_the_same(monkeypatch):
     tile_samples = {tuple(t): picked(35 * len(t), 0.5, t[0]) for t in tiles_of(TRIO, 2)}
     at_once = got_anchors(qkv, TRIO, 2, samples), got_tiles(qkv, TRIO, 2, tile_samples)
     for limit in (1, 2**14):
-        monkeypatch.setattr(gathers_module, "GATHERED_ON_CPU", limit)
+        monkeypatch.setattr(gathered_module, "GATHERED_ON_CPU", limit)
         few = got_anchors(qkv, TRIO, 2, samples), got_tiles(qkv, TRIO, 2, tile_samples)
         assert all(relative_error(*pair) < 1e-6 for pair in zip(few, at_once, strict=True))
 

@@ -22,6 +22,7 @@ from onestory.nodes.prompt import OneStoryPrompt
 from onestory.nodes.reweight import OneStoryNaiveReweight, OneStorySVR
 from onestory.story.script import parse_script
 from onestory.svr.consolidate import consolidate
+from onestory.svr.encoders import side_by_side
 from onestory.svr.record import KEY, Span, token_norms
 from reference import naive_reweight, relative_error, singular_value_reweight
 from safetensors.torch import save_file
@@ -94,7 +95,8 @@ def script(*frames, identity=FOX):
 
 
 def plan(tokenizer, encoders, story, **kwargs):
-    return consolidate(story, partial(tokenizer.tokenize_with_weights, return_word_ids=True), encoders, **kwargs)
+    tokenize = partial(tokenizer.tokenize_with_weights, return_word_ids=True)
+    return consolidate(story, tokenize, side_by_side(*encoders), **kwargs)
 
 
 def words(tokens, span):

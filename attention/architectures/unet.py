@@ -15,7 +15,8 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import Tensor
 
 from ...svr.record import Span
-from ..method import Call, Kind, Layer
+from ..blocks import Block, Parts
+from ..method import Batch, Call, Kind, Layer
 from .back_ends import attention_of
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ name = "U-Net with cross-attention (SD1.x, SD2.x and SDXL)"
 PATCHES: dict[Kind, str] = {"self": "attn1_patch", "cross": "attn2_patch"}
 
 
-def blocks(model: Any) -> list[tuple[str, int]]:
+def blocks(model: Any) -> list[Block]:
     unet = model.diffusion_model
     if not isinstance(unet, UNetModel):
         return []
@@ -39,15 +40,25 @@ def blocks(model: Any) -> list[tuple[str, int]]:
     ]
 
 
-def layer_size(tokens: int, height: int, width: int) -> tuple[int, int] | None:
+def parts(blocks: list[Block]) -> Parts:
+    down, mid, up = ([block for block in blocks if block[0] == name] for name in ("input", "middle", "output"))
+    return {"down": down, "mid": mid, "up": up, "late": up}
+
+
+def copies(own: int, tokens: int) -> tuple[int, ...]:
+    """ComfyUI repeats a shorter text as a whole, to the length of those that it is batched with."""
+    return tuple(range(0, tokens, own)) if tokens % own == 0 else ()
+
+
+def layer_size(model: Any, tokens: int, height: int, width: int) -> tuple[int, int] | None:
     """A U-Net halves its picture, rounding up."""
     while height * width > tokens:
         height, width = (height + 1) // 2, (width + 1) // 2
     return (height, width) if height * width == tokens else None
 
 
-def install(transformer_options: dict[str, Any], text: int, dispatch: "Dispatch") -> dict[str, Any]:
-    listener = Listener(transformer_options, text, dispatch)
+def install(transformer_options: dict[str, Any], model: Any, batch: Batch, dispatch: "Dispatch") -> dict[str, Any]:
+    listener = Listener(transformer_options, batch.tokens, dispatch)
     patches = dict(transformer_options.get("patches", {}))
     for kind, patch in PATCHES.items():
         patches[patch] = [*patches.get(patch, []), partial(listener.record_layer, kind)]
@@ -118,4 +129,5 @@ class Listener:
         options: dict[str, Any],
     ) -> Call:
         text = Span(0, self.text) if layer.kind == "cross" and k.shape[-2] == self.text else None
-        return Call(layer, q, k, v, heads, Span(0, len(q)), text, attention, unpatched, options)
+        picture = Span(0, q.shape[-2])
+        return Call(layer, q, k, v, heads, Span(0, len(q)), text, picture, None, attention, unpatched, options)

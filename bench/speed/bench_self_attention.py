@@ -41,7 +41,7 @@ def prepare(frames, tokens, device):
 def bench_floor(compare, device, dtype, frames, layer, tokens):
     """The floor: fused attention on keys and values that are gathered already, in one call for each key length."""
     from comfy.ldm.modules.attention import optimized_attention
-    from onestory.attention.gathers import consistent_attention
+    from onestory.attention.gathered import consistent_attention
 
     channels, heads = layer.channels, layer.heads
     q, k, v = (random(2 * frames, tokens, channels, device=device, dtype=dtype, seed=s) for s in (0, 1, 2))
@@ -63,7 +63,7 @@ def bench_floor(compare, device, dtype, frames, layer, tokens):
 def bench_full_mask(compare, fits, device, dtype, frames, layer, tokens):
     """Up to 4 frames, where both look at the same tokens."""
     from comfy.ldm.modules.attention import optimized_attention
-    from onestory.attention.gathers import consistent_attention
+    from onestory.attention.gathered import consistent_attention
 
     if frames > ANCHORS:
         pytest.skip("the mask would let everyone see everyone")
@@ -90,7 +90,7 @@ def bench_full_mask(compare, fits, device, dtype, frames, layer, tokens):
 def bench_reprojecting(compare, device, dtype, frames, layer, tokens):
     """With the projections, since this formulation repeats them."""
     from comfy.ldm.modules.attention import optimized_attention
-    from onestory.attention.gathers import consistent_attention
+    from onestory.attention.gathered import consistent_attention
 
     if frames > ANCHORS:
         pytest.skip("written for anchors only")

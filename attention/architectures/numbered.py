@@ -1,0 +1,75 @@
+"""What transformers have in common that say each block's name and number, and whose keys carry rotary positions."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from ...svr.record import Span
+from ..method import Batch, Layer
+from .joint import Joint, Listener, patches
+from .rotary import shift, turned
+
+if TYPE_CHECKING:
+    from . import Dispatch
+
+
+def copies(own: int, tokens: int) -> tuple[int, ...]:
+    return (0,) if own == tokens else ()
+
+
+def grid(tokens: int, size: tuple[int, int], patch: int) -> tuple[int, int] | None:
+    """Rows and columns of a latent picture's tokens, if it has so many."""
+    rows, columns = patches(size, patch)
+    return (rows, columns) if rows * columns == tokens else None
+
+
+class Numbered(Listener):
+    """One forward pass of a model whose blocks attend to text and picture in one sequence, the text first.
+
+    `placed(queries, options)` says where text and picture stand among so many tokens, None where a call is none of
+    the blocks'. `turn` is as in `Call`.
+    """
+
+    def __init__(
+        self,
+        transformer_options: dict[str, Any],
+        picture: int,
+        dispatch: "Dispatch",
+        placed: Callable[[int, dict[str, Any]], tuple[Span | None, Span] | None],
+        turn: Callable[[Tensor], Tensor],
+    ):
+        super().__init__(transformer_options, picture, dispatch)
+        self.placed = placed
+        self.turn = turn
+
+    def layer_of(self, queries: int, keys: int, options: dict[str, Any]) -> Joint | None:
+        # Blocks that refine text or picture beforehand have no number.
+        if queries != keys or "block_index" not in options:
+            return None
+        place = self.placed(queries, options)
+        if place is None:
+            return None
+        block = options["block_type"], options["block_index"]
+        return Joint(Layer("joint", block, 0), *place, self.turn)
+
+
+def listening(transformer_options: dict[str, Any], listener: Listener) -> dict[str, Any]:
+    """Options for one forward pass whose calls go to `listener`; the number of an earlier pass's block is forgotten."""
+    options = {name: value for name, value in transformer_options.items() if name != "block_index"}
+    return {**options, "optimized_attention_override": listener.override}
+
+
+def to_the_right(embedder: Any, axes: int, batch: Batch, patch: int, scale: float = 1.0) -> Callable[[Tensor], Tensor]:
+    """What turns a picture's keys to the places of a picture to its right (AlignedGen); the last axis is the width.
+
+    Neighbouring tokens are `scale` apart.
+    """
+    columns = patches(batch.size, patch)[1]
+    pe = shift(embedder, axes, axes - 1, columns * scale).to(batch.device)
+    return lambda keys: turned(keys, pe)
+
+
+def scale_of(transformer_options: dict[str, Any]) -> float:
+    """How far apart ComfyUI's node ScaleROPE puts neighbouring tokens of a row, in models that heed it."""
+    return transformer_options.get("rope_options", {}).get("scale_x", 1.0)

@@ -1,0 +1,111 @@
+"""Attention over keys and values that are gathered from several frames: consistent self-attention's arithmetic.
+
+Every token is projected once; what a row looks at is then copied together.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .gathers import Gather, Turned, is_foreign
+from .method import additive
+
+GATHERED = 2**27
+GATHERED_ON_CPU = 2**23
+"""Most bytes of keys and values gathered per call, at least one row: only a GPU needs many to be busy."""
+
+
+def consistent_attention(
+    attention: Callable[..., Tensor],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    heads: int,
+    gathers: list[Gather],
+    turned: Turned | None = None,
+    turn: Callable[[Tensor], Tensor] | None = None,
+    mask: Tensor | None = None,
+    **options: Any,
+) -> Tensor:
+    """Attention of every row over its gathered keys and values; rows in several gathers get the average.
+
+    q: [rows, queries, channels], k and v: [rows, keys, channels], or with heads, [rows, heads, keys, channels].
+    `attention` is any of ComfyUI's functions. With `turn`, others' keys are read where `turned` says. A `mask` holds
+    for a row's own keys. A few rows are gathered at a time.
+    """
+    keys_of_row = k.shape[-2]
+    all_k = k if turn is None or turned is None else torch.cat([k, turn(k[turned.rows])])
+    times = Counter(row for gather in gathers for row in range(gather.start, gather.stop))
+    once = max(times.values()) == 1
+    out: Tensor | None = None
+    for n, (first, last, keys) in enumerate(gathers):
+        size = last - first
+        if keys is not None:
+            limit = GATHERED_ON_CPU if k.device.type == "cpu" else GATHERED
+            most = max(1, limit // (2 * keys.shape[1] * (k[0].numel() // keys_of_row) * k.element_size()))
+            size = math.ceil(size / math.ceil(size / most))
+            spaces = [space_for(size * keys.shape[1], x) for x in (k, v)]
+        for start in range(first, last, size):
+            stop = min(start + size, last)
+            seen_mask = None if mask is None else rows_of_mask(mask, start, stop, len(q))
+            if keys is None:
+                seen = k[start:stop], v[start:stop]
+            else:
+                part = slice(start - first, stop - first)
+                key_index = turned.keys[n] if turned else keys
+                assert key_index is not None
+                seen = gathered(all_k, key_index[part], spaces[0]), gathered(v, keys[part], spaces[1])
+                if seen_mask is not None:
+                    seen_mask = gathered_mask(
+                        additive(seen_mask, q.dtype), Gather(start, stop, None), keys[part], keys_of_row
+                    )
+            result = attention(q[start:stop], *seen, heads, mask=seen_mask, **options)
+            if stop - start == len(q) and len(gathers) == 1:
+                return result
+            if out is None:
+                out = (
+                    result.new_empty(len(q), *result.shape[1:]) if once else result.new_zeros(len(q), *result.shape[1:])
+                )
+            if once:
+                out[start:stop] = result
+            else:
+                out[start:stop] += result
+            del result
+    assert out is not None
+    for row, count in times.items():
+        if count > 1:
+            out[row] /= count
+    return out
+
+
+def space_for(keys: int, like: Tensor) -> Tensor | None:
+    """Memory that one gather after another may use, since fresh memory costs a CPU more than copying does."""
+    heads = like.shape[1] if like.ndim == 4 else 1
+    return None if like.requires_grad else like.new_empty(keys * heads, like.shape[-1])
+
+
+def gathered(x: Tensor, index: Tensor, space: Tensor | None) -> Tensor:
+    """The keys at `index` [rows, count] of `x`, [rows, count, channels] or [rows, heads, count, channels], in `space`
+    if there is any."""
+    if x.ndim == 4:
+        heads, keys = x.shape[1:3]
+        head = torch.arange(heads, device=index.device)[:, None] * keys
+        index = (index // keys * (heads * keys) + index % keys)[:, None] + head
+    flat = x.reshape(-1, x.shape[-1])
+    into = None if space is None else space[: index.numel()]
+    return torch.index_select(flat, 0, index.flatten(), out=into).unflatten(0, index.shape)
+
+
+def rows_of_mask(mask: Tensor, start: int, stop: int, rows: int) -> Tensor:
+    return mask[start:stop] if mask.ndim > 2 and len(mask) == rows else mask
+
+
+def gathered_mask(mask: Tensor, gather: Gather, index: Tensor, keys_of_row: int) -> Tensor:
+    """A mask [rows or 1, heads, queries, keys] to add, for the keys at `index` [rows, count]; 0 for other rows'."""
+    at = (index % keys_of_row)[:, None, None, :].expand(-1, *mask.shape[1:3], -1)
+    seen = mask.expand(len(index), -1, -1, -1).gather(-1, at)
+    return seen.masked_fill(is_foreign(gather, index, keys_of_row)[:, None, None, :], 0)

@@ -1,0 +1,257 @@
+"""Small models of the families that number their blocks, with their text encoders and where their tokens stand."""
+
+import io
+from collections.abc import Callable
+from functools import cache
+from typing import NamedTuple
+
+import comfy.model_patcher
+import comfy.sd
+import comfy.supported_models
+import torch
+from tiny import OPERATIONS, fill, loaded
+
+CHANNELS = 64
+"""What the small language models give for each token."""
+
+ROWS, COLUMNS = 4, 6
+PICTURE = ROWS * COLUMNS
+
+
+class Family(NamedTuple):
+    """`pixels` are a token's. A text and a picture are padded to multiples of `multiple` tokens.
+
+    Rotary positions have `axes` channels each, the width's last, and turn by powers of `theta`. A picture is `width`
+    positions wide.
+    """
+
+    name: str
+    model: Callable[[], comfy.model_patcher.ModelPatcher]
+    clip: Callable[[], comfy.sd.CLIP]
+    pixels: int
+    axes: tuple[int, ...]
+    theta: float
+    multiple: int = 1
+    width: float = COLUMNS
+
+    def padded(self, tokens: int) -> int:
+        return tokens + -tokens % self.multiple
+
+    def turn(self, keys: torch.Tensor) -> torch.Tensor:
+        """Keys [..., channels] that have a position, one picture's width to the right: a formula of its own."""
+        channels = self.axes[-1]
+        angles = self.width * self.theta ** (-torch.arange(0, channels, 2, dtype=torch.float64) / channels)
+        first, last = keys.double().split([keys.shape[-1] - channels, channels], dim=-1)
+        pairs = torch.view_as_complex(last.unflatten(-1, (-1, 2)).contiguous())
+        moved = torch.view_as_real(pairs * torch.exp(1j * angles)).flatten(-2)
+        return torch.cat([first, moved], dim=-1)
+
+
+def in_process(kind: type, **config) -> comfy.model_patcher.ModelPatcher:
+    """A model by ComfyUI's own classes that its loader knows only in full width."""
+    settings = kind(config)
+    settings.set_inference_dtype(torch.float32, None)
+    settings.optimizations = {}
+    model = settings.get_model({}, "", device=torch.device("cpu")).eval()
+    fill(model.diffusion_model)
+    return comfy.model_patcher.ModelPatcher(model, torch.device("cpu"), torch.device("cpu"))
+
+
+@cache
+def qwen_image():
+    return in_process(
+        comfy.supported_models.QwenImage,
+        image_model="qwen_image",
+        in_channels=64,
+        num_layers=3,
+        num_attention_heads=1,
+        joint_attention_dim=CHANNELS,
+    )
+
+
+LUMINA = {
+    "image_model": "lumina2",
+    "patch_size": 2,
+    "in_channels": 16,
+    "cap_feat_dim": CHANNELS,
+    "n_layers": 3,
+    "qk_norm": True,
+    "n_refiner_layers": 1,
+}
+
+
+@cache
+def z_image():
+    return in_process(
+        comfy.supported_models.ZImage,
+        **LUMINA,
+        dim=256,
+        n_heads=2,
+        n_kv_heads=2,
+        axes_dims=[32, 48, 48],
+        axes_lens=[1536, 512, 512],
+        rope_theta=256.0,
+        ffn_dim_multiplier=8 / 3,
+        z_image_modulation=True,
+        time_scale=1000.0,
+        pad_tokens_multiple=32,
+    )
+
+
+@cache
+def lumina2():
+    return in_process(
+        comfy.supported_models.Lumina2,
+        **LUMINA,
+        dim=192,
+        n_heads=2,
+        n_kv_heads=1,
+        axes_dims=[32, 32, 32],
+        axes_lens=[300, 512, 512],
+        rope_theta=10000.0,
+        ffn_dim_multiplier=4.0,
+    )
+
+
+@cache
+def hunyuan_image(byt5: bool = False):
+    from comfy.ldm.hunyuan_video.model import HunyuanVideo
+
+    return loaded(
+        HunyuanVideo(
+            image_model="hunyuan_video",
+            in_channels=64,
+            out_channels=64,
+            patch_size=[1, 1],
+            context_in_dim=CHANNELS,
+            hidden_size=128,
+            mlp_ratio=4.0,
+            num_heads=1,
+            depth=1,
+            depth_single_blocks=2,
+            axes_dim=[64, 64],
+            theta=256,
+            qkv_bias=True,
+            byt5=byt5,
+            vec_in_dim=None,
+            meanflow=False,
+            meanflow_sum=False,
+            guidance_embed=False,
+            use_cond_type_embedding=False,
+            vision_in_dim=None,
+            **OPERATIONS,
+        )
+    )
+
+
+@cache
+def wan(image_to_video: bool = False, **more):
+    from comfy.ldm.wan.model import WanModel
+
+    kind = {"model_type": "i2v", "in_dim": 36} if image_to_video else {"model_type": "t2v", "in_dim": 16}
+    return loaded(WanModel(**kind, dim=128, out_dim=16, num_heads=1, ffn_dim=64, num_layers=3, **OPERATIONS, **more))
+
+
+SMALL = {
+    "hidden_size": CHANNELS,
+    "intermediate_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 1,
+    "num_key_value_heads": 1,
+}
+
+
+def text_encoder(model: type, tokenizer: type, vocabulary: bytes | None = None, **config) -> comfy.sd.CLIP:
+    """ComfyUI's own class of a text encoder with few layers and no eyes, and its tokenizer."""
+
+    class Target:
+        params: dict = {}
+
+    Target.clip, Target.tokenizer = model, tokenizer
+    data = {"spiece_model": vocabulary} if vocabulary else {}
+    options = {**config, "dtype": torch.float32}
+    clip = comfy.sd.CLIP(Target, tokenizer_data=data, parameters=1, state_dict=[], model_options=options)
+    for module in list(clip.cond_stage_model.modules()):
+        if hasattr(module, "visual"):
+            del module.visual
+    fill(clip.cond_stage_model)
+    return clip
+
+
+@cache
+def qwen_clip():
+    from comfy.text_encoders import qwen_image
+
+    return text_encoder(qwen_image.te(), qwen_image.QwenImageTokenizer, qwen25_7b_model_config=SMALL)
+
+
+@cache
+def z_clip():
+    from comfy.text_encoders import z_image
+
+    return text_encoder(z_image.te(), z_image.ZImageTokenizer, qwen3_4b_model_config=SMALL)
+
+
+@cache
+def gemma_clip():
+    from comfy.text_encoders import lumina2
+
+    small = {**SMALL, "vocab_size": 512}
+    return text_encoder(
+        lumina2.te(), lumina2.LuminaTokenizer, sentencepiece(spaces=False), gemma2_2b_model_config=small
+    )
+
+
+@cache
+def hunyuan_clip(byt5: bool = False):
+    from comfy.text_encoders import hunyuan_image
+
+    glyphs = {"num_layers": 1, "d_ff": 64, "num_heads": 1}
+    return text_encoder(
+        hunyuan_image.te(byt5=byt5),
+        hunyuan_image.HunyuanImageTokenizer,
+        qwen25_7b_model_config=SMALL,
+        _model_config=glyphs,
+    )
+
+
+@cache
+def umt5_clip():
+    from comfy.text_encoders import wan
+
+    small = {"vocab_size": 512, "d_ff": 64, "d_kv": 16, "num_heads": 1, "num_layers": 1}
+    return text_encoder(wan.te(), wan.WanT5Tokenizer, sentencepiece(spaces=True), umt5xxl_model_config=small)
+
+
+@cache
+def sentencepiece(spaces: bool) -> bytes:
+    """A small vocabulary of the kind that Gemma has, or UMT5, which adds a space before a text."""
+    import sentencepiece
+
+    words = "a the watercolor fox with blue scarf red reads under an oak runs through deep snow sails sleeps by fire"
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([words, *words.split()] * 3),
+        model_writer=model,
+        vocab_size=400,
+        hard_vocab_limit=False,
+        model_type="unigram" if spaces else "bpe",
+        add_dummy_prefix=spaces,
+        remove_extra_whitespaces=spaces,
+        byte_fallback=True,
+        character_coverage=1.0,
+        pad_id=0,
+        eos_id=1,
+        bos_id=2 if not spaces else -1,
+        unk_id=3,
+        minloglevel=2,
+    )
+    return model.getvalue()
+
+
+QWEN_IMAGE = Family("Qwen-Image", qwen_image, qwen_clip, 16, (16, 56, 56), 10000)
+Z_IMAGE = Family("Z-Image", z_image, z_clip, 16, (32, 48, 48), 256, multiple=32)
+LUMINA2 = Family("Lumina 2", lumina2, gemma_clip, 16, (32, 32, 32), 10000)
+HUNYUAN_IMAGE = Family("HunyuanImage", hunyuan_image, hunyuan_clip, 32, (64, 64), 256)
+WAN = Family("Wan", wan, umt5_clip, 16, (44, 42, 42), 10000)
+JOINT = (QWEN_IMAGE, Z_IMAGE, LUMINA2, HUNYUAN_IMAGE)

@@ -83,6 +83,12 @@ STORIES = {
         "in a meadow\nreading a book in the library\non the beach at sunset\ncarrying a lantern on the moon",
         seed=3,
     ),
+    "Stable Diffusion 3.5": Picture(
+        "a blue owl with a top hat",
+        "in the snow # Brr.\nreading a book in the library # Aha!\nholding a balloon in the mountains # Up…\n"
+        "on the beach at sunset # …and down.\nin a bedroom at night # Home.",
+        seed=2,
+    ),
 }
 
 

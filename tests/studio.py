@@ -14,6 +14,7 @@ from onestory.tools import client, host
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
+from tiny import write_sd3_checkpoint
 
 WORKFLOWS = host.ROOT / "workflows"
 NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
@@ -35,6 +36,7 @@ def studio(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory):
     for path in models.values():
         path.mkdir(parents=True)
     (models["checkpoints"] / "sd_xl_base_1.0.safetensors").symlink_to(checkpoint)
+    write_sd3_checkpoint(models["checkpoints"] / "sd3.5_large_fp8_scaled.safetensors", checkpoint)
     save_file(random_lora(), models["loras"] / "sd_xl_offset_example-lora_1.0.safetensors")
     save_file(random_controlnet(checkpoint), models["controlnet"] / "control-lora-canny-rank128.safetensors")
     paths = folder / "studio.yaml"

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import comfy.hooks
 import comfy.sd
 import comfy.sdxl_clip
-import comfy.text_encoders.flux
+import comfy.text_encoders.genmo
+import comfy.text_encoders.hydit
 import comfy.text_encoders.sd2_clip
-import comfy.text_encoders.sd3_clip
 import pytest
 import torch
 from comfy.sd1_clip import ClipTokenWeightEncoder, SD1ClipModel, SD1Tokenizer
@@ -778,8 +778,8 @@ class Foreign(torch.nn.Module):
     [
         Foreign,
         comfy.sdxl_clip.StableCascadeClipModel,
-        comfy.text_encoders.sd3_clip.SD3ClipModel,
-        comfy.text_encoders.flux.FluxClipModel,
+        comfy.text_encoders.genmo.MochiT5XXL,
+        comfy.text_encoders.hydit.HyditModel,
     ],
 )
 def test_another_text_encoder_gets_a_sentence_that_names_what_is_supported(encoder):

@@ -1,10 +1,12 @@
 """Small transformers and text encoders with random weights, by ComfyUI's own classes and, where it can, its loaders."""
 
 from functools import cache
+from pathlib import Path
 
 import comfy.ops
 import comfy.sd
 import torch
+from safetensors.torch import save_file
 
 OPERATIONS = {"device": "cpu", "dtype": torch.float32, "operations": comfy.ops.disable_weight_init}
 
@@ -93,3 +95,23 @@ def sd3_clip(encoders: str = "lgt") -> comfy.sd.CLIP:
             setattr(clip.cond_stage_model, name, getattr(sd3_clip().cond_stage_model, name))
     clip.cond_stage_model.t5_attention_mask = False
     return clip
+
+
+def write_sd3_checkpoint(path: Path, checkpoint: Path) -> None:
+    """A whole SD3 checkpoint as Load Checkpoint takes it: one block, `checkpoint`'s CLIP-L and a VAE as TAESD3's."""
+    from comfy.taesd.taesd import TAESD
+    from onestory.tools.random_checkpoint import random_weights
+    from safetensors import safe_open
+
+    weights = {f"model.diffusion_model.{n}": w.half() for n, w in sd3(1).model.diffusion_model.state_dict().items()}
+    prefix = "cond_stage_model.transformer."
+    with safe_open(checkpoint, "pt") as file:
+        for name in file.keys():  # noqa: SIM118
+            if name.startswith(prefix):
+                weights[name.replace(prefix, "text_encoders.clip_l.transformer.")] = file.get_tensor(name)
+    with torch.device("meta"):
+        vae = TAESD(latent_channels=16)
+    decoder = random_weights(vae)
+    decoder["vae_shift"].zero_()
+    weights |= {f"first_stage_model.{name}": weight.half() for name, weight in decoder.items()}
+    save_file(weights, path)

@@ -109,6 +109,12 @@ STORIES = {
         seed=1,
         board={"title": "The Fox and the Owl"},
     ),
+    "Stable Diffusion 3.5": Picture(
+        "a blue owl with a top hat",
+        "in the snow # Brr.\nreading a book in the library # Aha!\nholding a balloon in the mountains # Up…\n"
+        "on the beach at sunset # …and down.\nin a bedroom at night # Home.",
+        seed=2,
+    ),
 }
 
 

@@ -40,6 +40,7 @@ from comfy.sd1_clip import SD1Tokenizer  # noqa: E402
 from onestory.nodes.attention_view import OneStoryAttentionRecorder  # noqa: E402
 from onestory.story.script import parse_script  # noqa: E402
 from onestory.svr.consolidate import consolidate  # noqa: E402
+from onestory.svr.encoders import side_by_side  # noqa: E402
 from onestory.svr.record import KEY, Attached  # noqa: E402
 from onestory.tools.random_checkpoint import UNET, random_weights  # noqa: E402
 
@@ -59,7 +60,7 @@ def main() -> None:
     model = comfy.sd.load_diffusion_model_state_dict(random_weights(unet))
     tokenize = partial(SD1Tokenizer().tokenize_with_weights, return_word_ids=True)
     story = parse_script("a young red fox with a blue scarf", "\n".join(["reading a book"] * given.frames))
-    _, _, record = consolidate(story, tokenize, ("l",))
+    _, _, record = consolidate(story, tokenize, side_by_side("l"))
     embeds = torch.randn(given.frames, 77, 768)
     conditioning, negative = [[embeds, {KEY: Attached.to(embeds, record)}]], [[torch.randn(1, 77, 768), {}]]
     latent = torch.zeros(given.frames, 4, given.side // 8, given.side // 8)

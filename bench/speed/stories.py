@@ -3,6 +3,7 @@
 import torch
 from onestory.story.script import Story, parse_script
 from onestory.svr.consolidate import consolidate
+from onestory.svr.encoders import side_by_side
 from onestory.svr.record import KEY, Attached, Record
 
 IDENTITY = "A watercolor painting of a young red fox with a blue scarf"
@@ -30,7 +31,8 @@ def record(frames: int, family: str) -> Record:
 
     tokenizer = comfy.sdxl_clip.SDXLTokenizer() if family == "SDXL" else comfy.sd1_clip.SD1Tokenizer()
     tokenize = partial(tokenizer.tokenize_with_weights, return_word_ids=True)
-    return consolidate(story(frames), tokenize, ("l", "g") if family == "SDXL" else ("l",))[2]
+    encoders = side_by_side("l", "g") if family == "SDXL" else side_by_side("l")
+    return consolidate(story(frames), tokenize, encoders)[2]
 
 
 def embeddings(record: Record, seed: int = 0) -> torch.Tensor:

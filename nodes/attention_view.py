@@ -25,11 +25,13 @@ class OneStoryAttentionRecorder(io.ComfyNode):
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="Any SD1.x, SD2.x or SDXL model. It may stand before or after IPCA and other patches.",
+                    tooltip="Any SD1.x, SD2.x, SDXL, SD3, SD3.5 or Flux.1 model, Qwen-Image, Z-Image, Lumina 2, "
+                    "HunyuanImage or Wan. It may stand before or after IPCA and other patches.",
                 ),
                 *reach_inputs(
                     blocks="output.3-5",
-                    where="Where in the U-Net it watches: the blocks of middle size show most clearly what is where.",
+                    where="Where in the model it watches: in a U-Net the blocks of middle size show most clearly what "
+                    "is where.",
                     active="watches",
                     end=" The layout is decided before 0.4.",
                 ),

@@ -20,7 +20,11 @@ class OneStoryIPCA(io.ComfyNode):
             "finds them in the sampler's conditioning by itself, and can stand anywhere among other model patches.",
             search_aliases=["story", "consistent character", "1prompt1story", "ipca"],
             inputs=[
-                io.Model.Input("model", tooltip="Any SD1.x, SD2.x or SDXL model, with LoRAs and other patches."),
+                io.Model.Input(
+                    "model",
+                    tooltip="Any SD1.x, SD2.x, SDXL, SD3, SD3.5 or Flux.1 model, Qwen-Image, Z-Image, Lumina 2, "
+                    "HunyuanImage or Wan, with LoRAs and other patches.",
+                ),
                 io.Float.Input(
                     "strength",
                     default=1.0,

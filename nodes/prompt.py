@@ -30,7 +30,9 @@ class OneStoryPrompt(io.ComfyNode):
             search_aliases=["story", "prompt consolidation", "1prompt1story", "consistent character"],
             inputs=[
                 io.Clip.Input(
-                    "clip", tooltip="The checkpoint's text encoder: SD1.x, SD2.x, SDXL base or refiner, SD3, Flux.1."
+                    "clip",
+                    tooltip="The model's text encoder: of SD1.x, SD2.x, SDXL, its refiner, SD3, Flux.1, Qwen-Image, "
+                    "Z-Image, Lumina 2, HunyuanImage or Wan.",
                 ),
                 STORY.Input("story", tooltip="From Story Script."),
                 io.Combo.Input(
@@ -52,8 +54,8 @@ class OneStoryPrompt(io.ComfyNode):
                     "pooled",
                     options=["story", "frame", "zero"],
                     default="story",
-                    tooltip="SDXL's pooled text output: of the frame's consolidated prompt, of the identity with this "
-                    "frame alone, or zeros.",
+                    tooltip="The pooled text output of SDXL and SD3: of the frame's consolidated prompt, of the "
+                    "identity with this frame alone, or zeros.",
                     advanced=True,
                 ),
             ],

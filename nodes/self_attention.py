@@ -20,7 +20,11 @@ class OneStorySelfAttention(io.ComfyNode):
             "character (StoryDiffusion). Works with Story Prompt and with any other batch of pictures.",
             search_aliases=["story", "consistent character", "storydiffusion", "consistent self-attention"],
             inputs=[
-                io.Model.Input("model", tooltip="Any SD1.x, SD2.x or SDXL model, with LoRAs and other patches."),
+                io.Model.Input(
+                    "model",
+                    tooltip="Any SD1.x, SD2.x, SDXL, SD3, SD3.5 or Flux.1 model, Qwen-Image, Z-Image, Lumina 2, "
+                    "HunyuanImage or Wan, with LoRAs and other patches.",
+                ),
                 io.Combo.Input(
                     "variant",
                     options=["anchors", "tiles"],

@@ -14,16 +14,16 @@ CATEGORY = "OneStory"
 
 
 def reach_inputs(
-    blocks: str, where: str = "Where in the U-Net:", active: str = "is on", end: str = ""
+    blocks: str, where: str = "Where in the model:", active: str = "is on", end: str = ""
 ) -> list[io.Input]:
-    """Where in the U-Net and when in the sampling a model patch is active."""
+    """Where in the model and when in the sampling a model patch is active."""
     percent = {"min": 0.0, "max": 1.0, "step": 0.01, "advanced": True}
     return [
         io.String.Input(
             "blocks",
             default=blocks,
-            tooltip=f"{where} all, down, mid, up, a block such as output.3, a range such as output.3-5, or several "
-            "joined by +.",
+            tooltip=f"{where} all, down, mid, up, late (all after the first third of a transformer), a block such as "
+            "output.3 or double.7, a range such as output.3-5, or several joined by +.",
             advanced=True,
         ),
         io.Float.Input("start_percent", default=0.0, tooltip=f"From where in the sampling it {active}.", **percent),

@@ -10,6 +10,7 @@ import comfy.sd
 import comfy.supported_models
 import torch
 from tiny import OPERATIONS, fill, loaded
+from tiny import text_encoder as tiny_text_encoder
 
 CHANNELS = 64
 """What the small language models give for each token."""
@@ -145,6 +146,32 @@ def hunyuan_image(byt5: bool = False):
 
 
 @cache
+def flux():
+    from comfy.ldm.flux.model import Flux
+
+    return loaded(
+        Flux(
+            in_channels=16,
+            out_channels=16,
+            patch_size=2,
+            vec_in_dim=768,
+            context_in_dim=4096,
+            hidden_size=128,
+            mlp_ratio=4.0,
+            num_heads=1,
+            depth=1,
+            depth_single_blocks=2,
+            axes_dim=[16, 56, 56],
+            theta=10000,
+            qkv_bias=True,
+            guidance_embed=True,
+            txt_ids_dims=[],
+            **OPERATIONS,
+        )
+    )
+
+
+@cache
 def wan(image_to_video: bool = False, **more):
     from comfy.ldm.wan.model import WanModel
 
@@ -176,6 +203,14 @@ def text_encoder(model: type, tokenizer: type, vocabulary: bytes | None = None, 
             del module.visual
     fill(clip.cond_stage_model)
     return clip
+
+
+@cache
+def flux_clip():
+    """T5 by its tokens, as SD3 has it, and CLIP-L for the pooled output alone."""
+    from comfy.text_encoders.flux import FluxTokenizer, flux_clip
+
+    return tiny_text_encoder(flux_clip(), FluxTokenizer)
 
 
 @cache
@@ -249,9 +284,10 @@ def sentencepiece(spaces: bool) -> bytes:
     return model.getvalue()
 
 
+FLUX = Family("Flux.1", flux, flux_clip, 16, (16, 56, 56), 10000)
 QWEN_IMAGE = Family("Qwen-Image", qwen_image, qwen_clip, 16, (16, 56, 56), 10000)
 Z_IMAGE = Family("Z-Image", z_image, z_clip, 16, (32, 48, 48), 256, multiple=32)
 LUMINA2 = Family("Lumina 2", lumina2, gemma_clip, 16, (32, 32, 32), 10000)
 HUNYUAN_IMAGE = Family("HunyuanImage", hunyuan_image, hunyuan_clip, 32, (64, 64), 256)
 WAN = Family("Wan", wan, umt5_clip, 16, (44, 42, 42), 10000)
-JOINT = (QWEN_IMAGE, Z_IMAGE, LUMINA2, HUNYUAN_IMAGE)
+JOINT = (FLUX, QWEN_IMAGE, Z_IMAGE, LUMINA2, HUNYUAN_IMAGE)

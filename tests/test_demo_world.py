@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import COMFYUI
-from onestory.bench.quality.world_probe import ProbeStage
+from onestory.bench.quality.world_probe import READ, ProbeStage
 from onestory.story.script import parse_script
 from onestory.tools import bench, demo, host, quality_world
 from onestory.tools.failure import Failure
@@ -58,7 +58,7 @@ def test_demo_compares_a_story_of_the_world(own_host, tmp_path, capsys):
 
 def test_bench_quality_measures_the_world_to_a_table(own_host, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(quality_world, "HELD_OUT", 300)
-    probe = ProbeStage(host.HOST / "train")
+    probe = ProbeStage(host.HOST / "world-training")
     probe.folder.mkdir(parents=True)
     net = probe.build()
     probe.save(net, net.state_dict(), probe.optimizer(net), probe.steps)
@@ -77,7 +77,7 @@ def test_bench_quality_measures_the_world_to_a_table(own_host, tmp_path, monkeyp
         ("all", 1, 5),
     ]
     assert found["settings"]["steps"] == 1 and found["settings"]["seeds"] == [1]
-    assert found["probe"].keys() == VALUES.keys() and found["pictures"] == 300
+    assert found["probe"].keys() == READ.keys() and found["pictures"] == 300
     for row in found["rows"]:
         values = [value for name, value in row["values"].items() if value or name != "apart"]
         assert row["frechet"] > 0 and all(0 <= low <= mean <= high <= 1 for mean, low, high in values)

@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
         "boards": [[job.story, job.row, str(job.folder)] for job in made],
         "held_out": HELD_OUT,
         "out": str(out),
-        "folder": str(host.HOST / "train"),
+        "folder": str(host.HOST / "world-training"),
     }
     done = subprocess.run([this.python, SCRIPT, "measure"], input=json.dumps(task), text=True)
     if done.returncode:

@@ -14,7 +14,7 @@ from onestory.bench.quality.world_probe import READ, ProbeStage
 from onestory.story.script import parse_script
 from onestory.tools import bench, demo, host, quality_world
 from onestory.tools.failure import Failure
-from onestory.world.drawing.attributes import VALUES, draw
+from onestory.world.drawing.attributes import draw
 from onestory.world.drawing.render import render
 from onestory.world.train import painter
 from PIL import Image, ImageChops, ImageStat
@@ -91,6 +91,17 @@ def test_bench_quality_measures_the_world_to_a_table(own_host, tmp_path, monkeyp
     (out / "settings.json").write_text(json.dumps({**kept, "weights": "others"}))
     with pytest.raises(Failure, match="results of another Story World asset: choose another --out"):
         measure()
+
+
+def test_bench_quality_times_the_number_formats_unless_it_goes_on(own_host, tmp_path, monkeypatch):
+    this = host.set_up()
+    monkeypatch.setattr(host, "has_gpu", lambda _: False)
+    assert quality_world.number_format(this, tmp_path) in ("bf16", "fp32")
+    for kept in ("fp16", None):
+        (tmp_path / "settings.json").write_text(json.dumps({"dtype": kept}))
+        assert quality_world.number_format(this, tmp_path) == kept
+    monkeypatch.setattr(host, "has_gpu", lambda _: True)
+    assert quality_world.number_format(this, tmp_path / "new") is None
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="world.train", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--folder", type=Path, default=ROOT / ".host" / "world-training", help="where the training's state is")
+    parser.add_argument(
+        "--folder", type=Path, default=ROOT / ".host" / "world-training", help="where the training's state is"
+    )
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after so long; run again to go on")
     parser.add_argument("--stages", help="train only these (default: all in order)")
     parser.add_argument(
@@ -53,7 +55,9 @@ def main() -> None:
     start = args.folder / "start.safetensors"
     if args.start is not None and not start.is_file():
         if any(args.folder.glob("*.state.pt")):
-            parser.error(f"--start {args.start}: the training in {args.folder} has begun without; choose a new --folder")
+            parser.error(
+                f"--start {args.start}: the training in {args.folder} has begun without; choose a new --folder"
+            )
         args.folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(args.start, start)
     found = stages(args.folder, args.scale, args.device, start if start.is_file() else None)

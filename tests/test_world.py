@@ -302,6 +302,29 @@ def test_what_a_perfect_painter_guesses_is_the_latents(tmp_path, monkeypatch):
     assert torch.equal(pictures[..., ::8, ::8], latents[:, :3])
 
 
+def test_the_painters_loss_weighs_a_step_by_its_noise_and_takes_a_step_from_every_range(tmp_path):
+    """A painter that always answers no noise has the mean of the weights as its loss: noise has variance 1."""
+    stage = painter.PainterStage(tmp_path, steps=4, batch=8, start=tmp_path)
+    generator = torch.Generator().manual_seed(1)
+    pictures = {"latents": torch.randn(painter.SHARD, 4, 16, 16, generator=generator)}
+    attributes = draw(painter.SHARD, generator)
+    stage.pool = {(shard, 128): (pictures["latents"], attributes) for shard in range(painter.FIRST_SHARDS)}
+    seen = []
+
+    def silent(noisy, steps, rows, spread):
+        assert rows.shape == (8, 77) and spread is not None
+        seen.append(steps)
+        return torch.zeros_like(noisy)
+
+    found = sum(stage.loss(silent, step).item() for step in range(4)) / 4
+    steps = torch.stack(seen)
+    assert torch.equal((steps * 8 // painter.STEPS).sort(1).values, torch.arange(8).expand(4, 8))
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    signal = torch.cumprod(1 - betas, 0)
+    wanted = (signal / (1 - signal))[steps].rsqrt().mean().item()
+    assert found == pytest.approx(wanted, rel=0.05)
+
+
 def test_work_is_timed_after_a_first_round_that_does_not_count():
     ticks, rounds = iter([0, 9, 10, 13, 20, 28]), []
     assert precision.duration(lambda: rounds.append(1), clock=lambda: next(ticks)) == 3

@@ -39,8 +39,6 @@ DESCRIBED = (*VALUES, *OTHER, "name", "other_name")
 STEPS = 1000
 UNSAID_SHARE = 0.1
 """Captions left empty, for classifier-free guidance."""
-MIN_SNR = 5.0
-"""The bound on the signal-to-noise ratio in a step's weight (Min-SNR, arXiv 2303.09556)."""
 HALF_STEPS = 1000
 HALF_SHARE = 5 / 9
 """The first steps, but no larger share, see the pictures at half size: a third of the time, and words are learned."""
@@ -201,9 +199,15 @@ class PainterStage(Stage):
         noisy = share.sqrt() * clean + (1 - share).sqrt() * noise
         with autocast(self.device):
             found = net(noisy, steps.to(self.device), rows, self.spreading(step))
-        ratio = share / (1 - share)
-        weight = (MIN_SNR / ratio).clamp(max=1)
-        return (weight * (found.float() - noise).square()).mean()
+        return (weights_of(share) * (found.float() - noise).square()).mean()
+
+
+def weights_of(share: Tensor) -> Tensor:
+    """A step's weight in the loss: one over the root of its signal-to-noise ratio (debiased, arXiv 2310.08442).
+
+    Captions decide most where there is most noise, and there plain errors of the noise are smallest.
+    """
+    return ((1 - share) / share).sqrt()
 
 
 def even_steps(count: int, generator: torch.Generator) -> Tensor:

@@ -20,7 +20,7 @@ from onestory.world.drawing.attributes import FRAME, IDENTITY, NAMES, OTHER, PAI
 from onestory.world.drawing.captions import ACTIVITY_WORDS, SCENE_WORDS, TIME_WORDS, caption, whole_caption
 from onestory.world.drawing.render import render
 from onestory.world.train import painter, precision
-from onestory.world.train.autoencoder import Autoencoder, AutoencoderStage, standardise
+from onestory.world.train.autoencoder import Autoencoder, AutoencoderStage, crops, standardise
 from onestory.world.train.decoder import Guessed, MendingStage, guessed_crops
 from onestory.world.train.loop import Stage
 from reference import relative_error
@@ -273,6 +273,13 @@ def test_a_step_of_the_autoencoder_depends_on_its_number_alone(tmp_path):
     losses = [one.loss(net, step).item() for step in (0, 7, 8, 9)]
     assert [other.loss(net, step).item() for step in (9, 0)] == [losses[3], losses[0]]
     assert len({*losses}) == 4
+
+
+def test_every_pixel_of_a_picture_is_in_many_parts():
+    pictures = torch.arange(128 * 128).view(1, 1, 128, 128).float()
+    parts = crops(pictures, 2000, torch.Generator().manual_seed(0))
+    counts = parts.flatten().long().bincount(minlength=128 * 128)
+    assert parts.shape == (2000, 1, 64, 64) and counts.min() > 60
 
 
 @torch.inference_mode()

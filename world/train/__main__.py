@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def stages(folder: Path, scale: float, device: str, start: Path | None) -> list[Stage]:
     """All stages in order; `scale` multiplies the number of steps, `start` is the asset to go on from."""
     return [
-        AutoencoderStage(folder, round(6000 * scale), 8, device=device, start=start),
+        AutoencoderStage(folder, round(10000 * scale), 8, device=device, start=start),
         DecoderStage(folder, round(5000 * scale), 8, device=device),
         PainterStage(folder, round(3000 * scale), 32, device=device, start=start),
         MendingStage(folder, round(3000 * scale), 8, device=device),

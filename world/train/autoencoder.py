@@ -92,11 +92,17 @@ def blocks(count: int, idle: bool) -> list[Block]:
 
 
 def crops(pictures: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Random parts [count, 3, 64, 64] of pictures, more of them from the middle, where the characters are."""
+    """Random parts [count, 3, 64, 64] of pictures."""
     index = torch.randint(len(pictures), (count,), generator=generator).tolist()
-    corners = torch.rand(count, 2, 2, generator=generator).mean(-1).mul(SIDE - CROP + 1).long().tolist()
+    corners = part_corners(count, SIDE - CROP, generator)
     parts = [pictures[i, :, y : y + CROP, x : x + CROP] for i, (y, x) in zip(index, corners, strict=True)]
     return torch.stack(parts).contiguous(memory_format=torch.channels_last)
+
+
+def part_corners(count: int, last: int, generator: torch.Generator) -> list[list[int]]:
+    """Where parts begin, down and across: 0 to `last`, both of these often, so that borders are seen as much."""
+    places = torch.rand(count, 2, generator=generator) * 1.75 * (last + 1) - 0.375 * (last + 1)
+    return places.floor().long().clamp(0, last).tolist()
 
 
 @torch.no_grad()

@@ -8,7 +8,17 @@ from torch import Tensor, nn
 from ..drawing.attributes import draw
 from ..drawing.captions import whole_caption
 from ..drawing.render import SIDE, render
-from .autoencoder import BANK, BANK_STEPS, CROP, Autoencoder, AutoencoderStage, disturbed, loss_of, standardised
+from .autoencoder import (
+    BANK,
+    BANK_STEPS,
+    CROP,
+    Autoencoder,
+    AutoencoderStage,
+    disturbed,
+    loss_of,
+    part_corners,
+    standardised,
+)
 from .loop import channels_last, trained_weights
 from .painter import Painter, PainterStage, even_steps, looks, signal, tokens
 from .precision import autocast
@@ -91,7 +101,7 @@ class MendingStage(DecoderStage):
 def guessed_crops(guessed: Guessed, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Random parts of pictures [count, 3, 64, 64] and of their latents [count, 4, 8, 8]."""
     index = torch.randint(len(guessed.pictures), (count,), generator=generator).tolist()
-    corners = torch.rand(count, 2, 2, generator=generator).mean(-1).mul(SIDE // 8 - CELLS + 1).long().tolist()
+    corners = part_corners(count, SIDE // 8 - CELLS, generator)
     pictures, latents = [], []
     for i, (y, x) in zip(index, corners, strict=True):
         pictures.append(guessed.pictures[i, :, 8 * y : 8 * y + CROP, 8 * x : 8 * x + CROP])

@@ -12,11 +12,11 @@ import torch
 from conftest import COMFYUI
 from onestory.bench import command as bench
 from onestory.bench.quality import story_world
-from onestory.bench.quality.world_probe import ProbeStage
+from onestory.bench.quality.world_probe import READ, ProbeStage
 from onestory.story.script import parse_script
 from onestory.tools import demo, host
 from onestory.tools.failure import Failure
-from onestory.world.drawing.attributes import VALUES, draw
+from onestory.world.drawing.attributes import draw
 from onestory.world.drawing.render import render
 from onestory.world.train import painter
 from PIL import Image, ImageChops, ImageStat
@@ -60,7 +60,7 @@ def test_demo_compares_a_story_of_the_world(own_host, tmp_path, capsys):
 
 def test_bench_quality_measures_the_world_to_a_table(own_host, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(story_world, "HELD_OUT", 300)
-    probe = ProbeStage(host.HOST / "train")
+    probe = ProbeStage(host.HOST / "world-training")
     probe.folder.mkdir(parents=True)
     net = probe.build()
     probe.save(net, net.state_dict(), probe.optimizer(net), probe.steps)
@@ -79,7 +79,7 @@ def test_bench_quality_measures_the_world_to_a_table(own_host, tmp_path, monkeyp
         ("all", 1, 5),
     ]
     assert found["settings"]["steps"] == 1 and found["settings"]["seeds"] == [1]
-    assert found["probe"].keys() == VALUES.keys() and found["pictures"] == 300
+    assert found["probe"].keys() == READ.keys() and found["pictures"] == 300
     for row in found["rows"]:
         values = [value for name, value in row["values"].items() if value or name != "apart"]
         assert row["frechet"] > 0 and all(0 <= low <= mean <= high <= 1 for mean, low, high in values)
@@ -93,6 +93,17 @@ def test_bench_quality_measures_the_world_to_a_table(own_host, tmp_path, monkeyp
     (out / "settings.json").write_text(json.dumps({**kept, "weights": "others"}))
     with pytest.raises(Failure, match="results of another Story World asset: choose another --out"):
         measure()
+
+
+def test_bench_quality_times_the_number_formats_unless_it_goes_on(own_host, tmp_path, monkeypatch):
+    this = host.set_up()
+    monkeypatch.setattr(host, "has_gpu", lambda _: False)
+    assert story_world.number_format(this, tmp_path) in ("bf16", "fp32")
+    for kept in ("fp16", None):
+        (tmp_path / "settings.json").write_text(json.dumps({"dtype": kept}))
+        assert story_world.number_format(this, tmp_path) == kept
+    monkeypatch.setattr(host, "has_gpu", lambda _: True)
+    assert story_world.number_format(this, tmp_path / "new") is None
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import torch
 from comfy_extras.nodes_rope import ScaleROPE
 from families import (
     COLUMNS,
+    FLUX,
     HUNYUAN_IMAGE,
     JOINT,
     LUMINA2,
@@ -225,7 +226,7 @@ def test_positive_and_negative_in_one_batch_equal_the_reference(joint):
 def test_blocks_are_chosen_by_their_numbers(family):
     model, given = family.model(), graph(family)
     one = sample(ipca(model, blocks="double.0"), *given, cfg=1.0)
-    rest = "single.0-1" if family is HUNYUAN_IMAGE else "double.1-2"
+    rest = "single.0-1" if family in (FLUX, HUNYUAN_IMAGE) else "double.1-2"
     other = sample(ipca(model, blocks=rest), *given, cfg=1.0)
     every = sample(ipca(model), *given, cfg=1.0)
     assert torch.equal(sample(ipca(model, blocks=f"double.0+{rest}"), *given, cfg=1.0), every)

@@ -1,31 +1,30 @@
 """The Story World: its pictures follow their attributes, its captions fit, and its networks are ComfyUI's."""
 
 import random
+import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from comfy.sd1_clip import SDTokenizer
 from conftest import COMFYUI
 from onestory.bench.quality.world_measures import frechet, interval, measures
-from onestory.bench.quality.world_probe import ProbeStage, accuracies, pictures_and_attributes, read
+from onestory.bench.quality.world_probe import READ, ProbeStage, accuracies, pictures_and_attributes, read
 from onestory.bench.quality.world_stories import world_stories
 from onestory.tools import host
 from onestory.tools.failure import Failure
 from onestory.world import asset
-from onestory.world.drawing.attributes import FRAME, IDENTITY, NAMES, VALUES, draw, select
-from onestory.world.drawing.captions import ACTIVITY_WORDS, SCENE_WORDS, TIME_WORDS, caption
+from onestory.world.drawing.attributes import FRAME, IDENTITY, NAMES, OTHER, PAIR, VALUES, draw, select
+from onestory.world.drawing.captions import ACTIVITY_WORDS, SCENE_WORDS, TIME_WORDS, caption, whole_caption
 from onestory.world.drawing.render import render
-from onestory.world.train import painter
-from onestory.world.train.autoencoder import Autoencoder, standardise
+from onestory.world.train import painter, precision
+from onestory.world.train.autoencoder import Autoencoder, AutoencoderStage, crops, standardise
+from onestory.world.train.decoder import Guessed, MendingStage, guessed_crops
 from onestory.world.train.loop import Stage
 from reference import relative_error
 from safetensors.torch import save_file
-
-
-def look(attributes, index) -> dict[str, int]:
-    return {name: int(attributes[name][index]) for name in (*VALUES, "name")}
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +36,7 @@ def test_the_same_seed_is_the_same_world(attributes):
     again = draw(64, torch.Generator().manual_seed(3))
     assert all(torch.equal(values, again[name]) for name, values in attributes.items())
     assert torch.equal(render(attributes), render(again))
-    texts = [[caption(look(a, i), random.Random(i)) for i in range(64)] for a in (attributes, again)]
+    texts = [[caption(painter.looks(a, i), random.Random(i)) for i in range(64)] for a in (attributes, again)]
     assert texts[0] == texts[1]
 
 
@@ -53,19 +52,69 @@ def test_every_value_of_an_attribute_shows(name):
     base = select(draw(1, torch.Generator().manual_seed(0)), torch.zeros(count, dtype=torch.long))
     base |= {"scene": torch.zeros(count, dtype=torch.long), "company": torch.zeros(count, dtype=torch.long)}
     base |= {"headwear": torch.ones(count, dtype=torch.long), name: torch.arange(count)}
-    pictures = render(base)
+    pictures = all_differ(base, name)
     assert pictures.shape == (count, 3, 128, 128) and pictures.min() >= 0 and pictures.max() <= 1
-    for i in range(count):
+
+
+def all_differ(attributes, name):
+    """The pictures, of which each two are seen to differ."""
+    pictures = render(attributes)
+    for i in range(len(pictures)):
         for j in range(i):
             changed = (pictures[i] - pictures[j]).abs().amax(0) > 0.1
-            assert changed.float().mean() > 0.002, (VALUES[name][i], VALUES[name][j])
+            assert changed.float().mean() > 0.002, (name, i, j)
+    return pictures
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_every_value_shows_to_the_right_of_a_pair_and_nowhere_else(name):
+    count = len(OTHER[name])
+    base = select(draw(1, torch.Generator().manual_seed(0)), torch.zeros(count, dtype=torch.long))
+    base |= {"scene": torch.zeros(count, dtype=torch.long), "x": torch.zeros(count), "y": torch.zeros(count)}
+    base |= {"company": torch.full((count,), PAIR), "other_headwear": torch.ones(count, dtype=torch.long)}
+    pictures = all_differ(base | {name: torch.arange(count)}, name)
+    assert (pictures[:, :, :, :48] - pictures[:1, :, :, :48]).abs().max() == 0
+
+
+def test_pictures_of_two_characters_say_who_is_where():
+    """What is said before "on the left" is the left one's, whatever stands first; twins are one character twice."""
+    attributes, rng = draw(3000, torch.Generator().manual_seed(2)), random.Random(2)
+    pairs = (attributes["company"] == PAIR).nonzero().flatten().tolist()
+    assert len(pairs) == pytest.approx(600, abs=100)
+    sides, first = 0, {"left": 0, "right": 0}
+    for i in pairs:
+        looks = painter.looks(attributes, i)
+        text = caption(looks, rng)
+        found = re.findall(r"(.*?) on the (left|right)", text)
+        assert len(found) in (0, 2)
+        if found:
+            sides += 1
+            first[found[0][1]] += 1
+            for words, side in found:
+                prefix = "" if side == "left" else "other_"
+                named = looks[f"{prefix}name"] >= 0 and list(NAMES)[looks[f"{prefix}name"]] in words
+                assert named or VALUES["species"][looks[f"{prefix}species"]] in words, text
+    assert sides > len(pairs) / 2 and min(first.values()) > sides / 4
+    alone = attributes["company"] != PAIR
+    assert all(torch.equal(attributes[name][alone], attributes[name[6:]][alone]) for name in OTHER)
+    shown = [(attributes[f"{at}accent"], attributes[f"{at}colour"]) for at in ("", "other_")]
+    for accent, colour in shown:
+        hidden = [VALUES["accent"][a] == VALUES["colour"][c] for a, c in zip(accent, colour, strict=True)]
+        assert not any(hidden)
+
+
+@pytest.mark.parametrize("name", [*IDENTITY, *FRAME, *OTHER])
+def test_a_whole_caption_tells_every_value_from_every_other(name):
+    looks = dict.fromkeys(painter.DESCRIBED, 1) | {"company": PAIR, "name": -1, "other_name": -1, "scene": 0}
+    texts = {whole_caption(looks | {name: value}) for value in range(len((VALUES | OTHER)[name]))}
+    assert len(texts) == len((VALUES | OTHER)[name])
 
 
 def test_captions_fit_the_encoder_and_say_what_is_there():
     attributes, rng = draw(3000, torch.Generator().manual_seed(1)), random.Random(1)
     seen = set()
     for i in range(3000):
-        text = caption(looks := look(attributes, i), rng)
+        text = caption(looks := painter.looks(attributes, i), rng)
         words = text.replace(",", " ,").split()
         assert len(words) <= 75
         assert len(painter.tokens(text)) == 77
@@ -179,6 +228,126 @@ def test_an_idle_block_is_one_with_nothing_learned():
     picture = torch.rand(1, 3, 32, 32)
     with torch.inference_mode():
         assert torch.equal(light.decode(light.encode(picture)), full.decode(full.encode(picture)))
+
+
+def asset_of(net, path, part, known=painter.TOKENS):
+    asset.pack({f"{part}{name}": value for name, value in net.state_dict().items()}, known, path)
+    return path
+
+
+@torch.inference_mode()
+def test_an_autoencoder_goes_on_from_an_asset_with_what_is_idle_forgotten(tmp_path):
+    torch.manual_seed(0)
+    file = asset_of(Autoencoder(), tmp_path / "asset.safetensors", "vae.")
+    found = AutoencoderStage(tmp_path, steps=1, batch=2, start=file).build()
+    held = {name.removeprefix("vae."): value for name, value in asset.unpack(file)[0].items()}
+    for name, value in found.state_dict().items():
+        block = found.get_submodule(name.rpartition(".conv.")[0])
+        forgotten = getattr(block, "idle", False) and ".conv.4." in name
+        assert torch.equal(value, torch.zeros_like(value) if forgotten else held[name]), name
+
+
+def test_a_painter_goes_on_from_an_asset_that_knows_fewer_words():
+    torch.manual_seed(0)
+    net = painter.Painter()
+    before = net.text.token_embedding.weight.detach().clone()
+    new = {painter.VOCABULARY[word] for word in ("left", "right")}
+    known = [token for token in reversed(painter.TOKENS) if token not in new]
+    weights = {name: torch.randn_like(value) for name, value in net.state_dict().items()} | {"vae.x": torch.zeros(1)}
+    weights["text.token_embedding.weight"] = torch.randn(len(known), 768)
+    net.load_state_dict(painter.known_words(net, weights, known))
+    for token in painter.TOKENS:
+        row = net.text.token_embedding.weight[painter.ROWS[token]]
+        assert torch.equal(row, before[painter.ROWS[token]] if token in new else weights_of(weights, known, token))
+    assert torch.equal(net.unet.out[2].weight, weights["unet.out.2.weight"])
+
+
+def weights_of(weights, known, token):
+    return weights["text.token_embedding.weight"][known.index(token)]
+
+
+def test_a_step_of_the_autoencoder_depends_on_its_number_alone(tmp_path):
+    one, other = (AutoencoderStage(tmp_path, steps=99, batch=2) for _ in range(2))
+    torch.manual_seed(0)
+    net = one.build()
+    losses = [one.loss(net, step).item() for step in (0, 7, 8, 9)]
+    assert [other.loss(net, step).item() for step in (9, 0)] == [losses[3], losses[0]]
+    assert len({*losses}) == 4
+
+
+def test_every_pixel_of_a_picture_is_in_many_parts():
+    pictures = torch.arange(128 * 128).view(1, 1, 128, 128).float()
+    parts = crops(pictures, 2000, torch.Generator().manual_seed(0))
+    counts = parts.flatten().long().bincount(minlength=128 * 128)
+    assert parts.shape == (2000, 1, 64, 64) and counts.min() > 60
+
+
+@torch.inference_mode()
+def test_what_a_perfect_painter_guesses_is_the_latents(tmp_path, monkeypatch):
+    """The decoder learns to mend the painter's mistakes: of one that makes none, latents are as they were."""
+    torch.manual_seed(0)
+    net = standardise(Autoencoder())
+    stage = MendingStage(tmp_path, steps=1, batch=4)
+    seen = {}
+
+    def encode(pictures):
+        seen["clean"] = net.encode(pictures)
+        return seen["clean"]
+
+    def paint(noisy, steps, rows):
+        share = painter.signal()[steps].view(-1, 1, 1, 1)
+        assert steps.max() < stage.latest * painter.STEPS and rows.shape == (len(noisy), 77)
+        return (noisy - share.sqrt() * seen["clean"]) / (1 - share).sqrt()
+
+    monkeypatch.setattr(precision, "fastest", lambda device: torch.float32)
+    stage.encoder, stage.painter = SimpleNamespace(encode=encode), paint
+    guessed = stage.guess(torch.Generator().manual_seed(0))
+    assert relative_error(guessed.latents, net.encode(guessed.pictures)) < 1e-3
+    cells = Guessed(guessed.latents[:, :3].repeat_interleave(8, 2).repeat_interleave(8, 3), guessed.latents)
+    pictures, latents = guessed_crops(cells, 6, torch.Generator().manual_seed(1))
+    assert pictures.shape == (6, 3, 64, 64) and latents.shape == (6, 4, 8, 8)
+    assert torch.equal(pictures[..., ::8, ::8], latents[:, :3])
+
+
+def test_the_painters_loss_weighs_a_step_by_its_noise_and_takes_a_step_from_every_range(tmp_path):
+    """A painter that always answers no noise has the mean of the weights as its loss: noise has variance 1."""
+    stage = painter.PainterStage(tmp_path, steps=4, batch=8, start=tmp_path)
+    generator = torch.Generator().manual_seed(1)
+    pictures = {"latents": torch.randn(painter.SHARD, 4, 16, 16, generator=generator)}
+    attributes = draw(painter.SHARD, generator)
+    stage.pool = {(shard, 128): (pictures["latents"], attributes) for shard in range(painter.FIRST_SHARDS)}
+    seen = []
+
+    def silent(noisy, steps, rows, spread):
+        assert rows.shape == (8, 77) and spread is not None
+        seen.append(steps)
+        return torch.zeros_like(noisy)
+
+    found = sum(stage.loss(silent, step).item() for step in range(4)) / 4
+    steps = torch.stack(seen)
+    assert torch.equal((steps * 8 // painter.STEPS).sort(1).values, torch.arange(8).expand(4, 8))
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    signal = torch.cumprod(1 - betas, 0)
+    wanted = (signal / (1 - signal))[steps].rsqrt().mean().item()
+    assert found == pytest.approx(wanted, rel=0.05)
+
+
+def test_work_is_timed_after_a_first_round_that_does_not_count():
+    ticks, rounds = iter([0, 9, 10, 13, 20, 28]), []
+    assert precision.duration(lambda: rounds.append(1), clock=lambda: next(ticks)) == 3
+    assert len(rounds) == 1 + precision.ROUNDS
+
+
+@pytest.mark.parametrize("faster", precision.FORMATS)
+def test_training_takes_the_format_that_is_faster_here(faster, monkeypatch):
+    took: list[torch.dtype] = []
+    monkeypatch.setattr(precision, "there_and_back", lambda device, dtype: took.append(dtype))
+    monkeypatch.setattr(precision, "duration", lambda work: work() or float(took[-1] != faster))
+    precision.fastest.cache_clear()
+    with precision.autocast("cpu"):
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+    precision.fastest.cache_clear()
+    assert product.dtype == faster and {*took} == {*precision.FORMATS}
 
 
 @torch.inference_mode()
@@ -296,6 +465,8 @@ def test_stories_are_told_in_the_worlds_words():
         assert len(lines) == len(story.frames) == 5
         assert len(painter.tokens(f"{story.text.identity} {' '.join(lines)}")) == 77
         assert "species" in story.identity and len(story.identity) < len(IDENTITY)
+        said = {name: VALUES[name][value] for name, value in story.identity.items()}
+        assert "accent" not in said or said["accent"] != said.get("colour")
 
 
 class ShortProbe(ProbeStage):
@@ -313,7 +484,7 @@ def test_the_probe_learns_to_read_pictures(tmp_path):
     net.load_state_dict(stage.trained())
     pictures, attributes = pictures_and_attributes(32, 0)
     features, found = read(net.eval(), pictures.float() / 255)
-    assert features.shape == (32, 256) and found.keys() == VALUES.keys()
+    assert features.shape == (32, 256) and found.keys() == READ.keys()
     right = dict(accuracies(found, attributes))
     assert right["time"] > 0.8 and right["company"] > 0.8
 

@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype",
         choices=("fp32", "fp16", "bf16"),
-        help="the U-Net computes in this (default: ComfyUI's choice); bf16 halves the time on CPUs that have it",
+        help="the U-Net computes in this (default: ComfyUI's choice; on CPUs without --server, the faster one)",
     )
     parser.add_argument(
         "--set",

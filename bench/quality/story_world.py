@@ -37,6 +37,8 @@ def run(args: argparse.Namespace) -> int:
     stories = world_stories(this, max(count, STORIES))
     rows = tuple(ROWS) if args.rows is None else tuple(args.rows)
     seeds = args.seeds or list(SEEDS)
+    out = args.out or host.ROOT / "out" / "quality_story_world"
+    args.dtype = args.dtype or number_format(this, out)
     settings = {
         "weights": host.digest(host.WORLD),
         **settings_of(
@@ -44,7 +46,6 @@ def run(args: argparse.Namespace) -> int:
         ),
         "negative": WORLD["negative"],
     }
-    out = args.out or host.ROOT / "out" / "quality_story_world"
     keep_settings(out, settings)
     jobs = jobs_of(out, stories[:count], rows, seeds)
     errors: dict[Job, str] = {}
@@ -62,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
         "boards": [[job.story, job.row, str(job.folder)] for job in made],
         "held_out": HELD_OUT,
         "out": str(out),
-        "folder": str(host.HOST / "train"),
+        "folder": str(host.HOST / "world-training"),
     }
     done = subprocess.run([this.python, SCRIPT, "measure"], input=json.dumps(task), text=True)
     if done.returncode:
@@ -90,6 +91,18 @@ def servers(this: host.Host, checkpoints: Path, most: int) -> Iterator[list[str]
             threads = cores // count if count > 1 else None
             urls.append(stack.enter_context(host.running(this, Path(folder), checkpoints, log=log, threads=threads)))
         yield urls
+
+
+def number_format(this: host.Host, out: Path) -> str | None:
+    """What the U-Net computes in on a CPU: as the results that are kept in `out`, else what a short timing says."""
+    if host.has_gpu(this):
+        return None
+    if (out / "settings.json").is_file():
+        return json.loads((out / "settings.json").read_text(encoding="utf-8"))["dtype"]
+    done = subprocess.run([this.python, SCRIPT, "fastest"], capture_output=True, text=True)
+    if done.returncode:
+        raise Failure(f"The number formats could not be timed:\n{host.tail(done.stderr)}")
+    return done.stdout.strip()
 
 
 def world_stories(this: host.Host, count: int) -> list[StoryText]:

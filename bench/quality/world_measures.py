@@ -7,7 +7,7 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from ...world.drawing.attributes import FRAME, IDENTITY
+from ...world.drawing.attributes import FRAME, IDENTITY, VALUES
 from .world_stories import WorldStory
 
 CONFIDENT = 0.8
@@ -37,7 +37,7 @@ def measures(story: WorldStory, found: dict[str, Tensor]) -> dict[str, float | N
     pairs = list(combinations(range(len(story.frames)), 2))
     apart = [(i, j) for i, j in pairs if values["scene"][i] != values["scene"][j]]
     equal = {name: fmean(values[name][i] == values[name][j] for i, j in pairs) for name in IDENTITY}
-    sure = torch.stack([probabilities.max(-1).values > CONFIDENT for probabilities in found.values()])
+    sure = torch.stack([found[name].max(-1).values > CONFIDENT for name in VALUES])
     said = story.identity.items()
     return {
         "fidelity": fmean(fmean(each) for each in right.values()),

@@ -8,13 +8,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...world.drawing.attributes import VALUES, Attributes, draw, select
+from ...world.drawing.attributes import OTHER, VALUES, Attributes, draw, select
 from ...world.drawing.render import SIDE, render
 from ...world.train.loop import Stage, channels_last
+from ...world.train.precision import autocast
 
 HELD_OUT_SEED = 10**6
 SHIFT = 4
 FEATURES = 256
+READ = {**VALUES, **OTHER}
+"""What it reads: the character, or the left one of two; the one to the right; the frame."""
 
 
 class Probe(nn.Module):
@@ -28,7 +31,7 @@ class Probe(nn.Module):
             size = 5 if i == 0 else 3
             layers += [nn.Conv2d(inputs, outputs, size, 2, size // 2, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
         self.body = nn.Sequential(*layers, nn.Flatten(), nn.Linear(160 * (SIDE // 32) ** 2, FEATURES), nn.ReLU())
-        self.heads = nn.ModuleDict({name: nn.Linear(FEATURES, len(values)) for name, values in VALUES.items()})
+        self.heads = nn.ModuleDict({name: nn.Linear(FEATURES, len(values)) for name, values in READ.items()})
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         features = self.body(pictures * 2 - 1)
@@ -57,7 +60,7 @@ class ProbeStage(Stage):
         generator = torch.Generator().manual_seed(1_000_003 * self.seed + step)
         index = torch.randint(len(pictures), (self.batch,), generator=generator)
         batch = distort(pictures[index].to(self.device).float() / 255, generator)
-        with torch.autocast(self.device, torch.bfloat16):
+        with autocast(self.device):
             _, logits = net(batch.contiguous(memory_format=torch.channels_last))
         losses = [
             F.cross_entropy(found.float(), attributes[name][index].to(self.device), label_smoothing=0.02)
@@ -103,7 +106,7 @@ def read(net: Probe, pictures: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """Features [pictures, 256] and probabilities [pictures, values] of every attribute, from pictures from 0 to 1."""
     device = next(net.parameters()).device
     features: list[Tensor] = []
-    found: dict[str, list[Tensor]] = {name: [] for name in VALUES}
+    found: dict[str, list[Tensor]] = {name: [] for name in READ}
     for part in pictures.split(200):
         some, logits = net(part.to(device))
         features.append(some.cpu())

@@ -4,7 +4,7 @@ import random
 from typing import NamedTuple
 
 from ...story.files import StoryText
-from ...world.drawing.attributes import FRAME, IDENTITY, MOON, VALUES
+from ...world.drawing.attributes import FRAME, IDENTITY, MOON, SAME, VALUES, WHITE
 from ...world.drawing.captions import Picture, frame_prompt, identity_prompt
 
 FRAMES = 5
@@ -31,6 +31,8 @@ def world_stories(count: int, seed: int = 0) -> list[WorldStory]:
 
 def one_story(rng: random.Random, number: int) -> WorldStory:
     look: Picture = {name: rng.randrange(len(values)) for name, values in IDENTITY.items()}
+    if SAME.get(look["accent"]) == look["colour"]:
+        look["accent"] = WHITE
     said = set(MENTIONED) - set(rng.sample(MENTIONED, OPEN))
     scenes = rng.sample(range(len(FRAME["scene"])), FRAMES)
     activities = rng.sample(range(len(FRAME["activity"])), FRAMES)

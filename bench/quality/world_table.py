@@ -1,6 +1,7 @@
 """The Story World's stories, and the table of what their frames show. Runs in ComfyUI's Python.
 
 python world_table.py stories COUNT       prints the stories' texts as JSON
+python world_table.py fastest             prints the number format that computes fastest on this CPU: bf16 or fp32
 python world_table.py measure < TASK      measures the boards that `run.py bench quality` made
 """
 
@@ -20,6 +21,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2]))
 from onestory.bench.quality.world_measures import frechet, interval, measures  # noqa: E402
 from onestory.bench.quality.world_probe import held_out, read, trained  # noqa: E402
 from onestory.bench.quality.world_stories import WorldStory, world_stories  # noqa: E402
+from onestory.world.train import precision  # noqa: E402
 
 COLUMNS = {
     "fidelity": "frame fidelity ↑",
@@ -111,7 +113,11 @@ def stories(count: str) -> None:
     print(json.dumps([story.text for story in world_stories(int(count))]))
 
 
-COMMANDS: dict[str, Callable[..., None]] = {"stories": stories, "measure": measure}
+def fastest() -> None:
+    print({torch.bfloat16: "bf16", torch.float32: "fp32"}[precision.fastest("cpu")])
+
+
+COMMANDS: dict[str, Callable[..., None]] = {"stories": stories, "fastest": fastest, "measure": measure}
 
 if __name__ == "__main__":
     COMMANDS[sys.argv[1]](*sys.argv[2:])

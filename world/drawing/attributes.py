@@ -36,8 +36,12 @@ FRAME = {
 }
 """What one frame shows."""
 
-VALUES = {**IDENTITY, **FRAME, "company": ("alone", "twin", "portrait")}
-"""All attributes with a finite list of values. `company`: a twin beside, or a portrait of the same character above."""
+VALUES = {**IDENTITY, **FRAME, "company": ("alone", "twin", "portrait", "pair")}
+"""All attributes with a finite list of values. `company`: a twin beside, a portrait of the same character above, or
+another character to the right."""
+
+OTHER = {f"other_{name}": values for name, values in {**IDENTITY, "activity": FRAME["activity"]}.items()}
+"""Who stands to the right, and what they do; the same as to the left unless the picture shows a pair."""
 
 NAMES = {
     "Mia": {"species": 1, "colour": 6, "pattern": 0, "headwear": 2, "neckwear": 2, "eyes": 0, "accent": 1},
@@ -51,36 +55,64 @@ NAMES = {
 
 INDOORS = (VALUES["scene"].index("bedroom"), VALUES["scene"].index("library"))
 MOON = VALUES["scene"].index("moon")
+PAIR = VALUES["company"].index("pair")
+TWIN = VALUES["company"].index("twin")
+PORTRAIT = VALUES["company"].index("portrait")
 NAMED_SHARE = 0.1
-TWIN_SHARE = 0.4
-PORTRAIT_SHARE = 0.5  # of the pictures indoors
+TWIN_SHARE = 0.15
+PAIR_SHARE = 0.2
+PORTRAIT_SHARE = 0.15  # of the pictures indoors
+TOGETHER_SHARE = 0.5
+"""The pairs that do the same."""
+SAME = {
+    VALUES["accent"].index(name): VALUES["colour"].index(name) for name in VALUES["accent"] if name in VALUES["colour"]
+}
+"""Accents that fur of the same colour would hide, and that are white then."""
+WHITE = VALUES["accent"].index("white")
 
 
 def draw(count: int, generator: torch.Generator) -> Attributes:
-    """Attributes of `count` random pictures, on the CPU; `name` is the index into NAMES, or -1."""
+    """Attributes of `count` random pictures, on the CPU; `name` and `other_name` are indices into NAMES, or -1."""
 
     def uniform(low: float, high: float) -> torch.Tensor:
         return low + (high - low) * torch.rand(count, generator=generator)
 
-    found = {name: torch.randint(len(VALUES[name]), (count,), generator=generator) for name in {**IDENTITY, **FRAME}}
-    looks = list(NAMES.values())
-    found["name"] = torch.randint(len(looks), (count,), generator=generator)
-    found["name"][uniform(0, 1) >= NAMED_SHARE] = -1
-    for index, look in enumerate(looks):
+    found = {name: torch.randint(len(VALUES[name]), (count,), generator=generator) for name in FRAME}
+    found["time"][found["scene"] == MOON] = VALUES["time"].index("night")
+    chance, indoors = uniform(0, 1), torch.isin(found["scene"], torch.tensor(INDOORS))
+    company = torch.where(chance < TWIN_SHARE, TWIN, 0)
+    company[indoors & (uniform(0, 1) < PORTRAIT_SHARE)] = PORTRAIT
+    company[chance > 1 - PAIR_SHARE] = PAIR
+    found["company"] = company
+    looks, others = draw_looks(count, generator), draw_looks(count, generator)
+    others["activity"] = torch.randint(len(VALUES["activity"]), (count,), generator=generator)
+    apart = company == PAIR
+    others["name"][others["name"] == looks["name"]] = -1
+    others["activity"] = torch.where(uniform(0, 1) < TOGETHER_SHARE, found["activity"], others["activity"])
+    found |= looks
+    found |= {f"other_{name}": torch.where(apart, other, found[name]) for name, other in others.items()}
+    found |= {name: uniform(-1, 1) for name in ("x", "y", "size", "sway")}
+    return found
+
+
+def draw_looks(count: int, generator: torch.Generator) -> Attributes:
+    """Who `count` characters are: `name` and the attributes of IDENTITY."""
+    found = {name: torch.randint(len(values), (count,), generator=generator) for name, values in IDENTITY.items()}
+    for accent, colour in SAME.items():
+        found["accent"][(found["accent"] == accent) & (found["colour"] == colour)] = WHITE
+    found["name"] = torch.randint(len(NAMES), (count,), generator=generator)
+    found["name"][torch.rand(count, generator=generator) >= NAMED_SHARE] = -1
+    for index, look in enumerate(NAMES.values()):
         for name, value in look.items():
             found[name][found["name"] == index] = value
-    found["time"][found["scene"] == MOON] = VALUES["time"].index("night")
-    indoors = torch.isin(found["scene"], torch.tensor(INDOORS))
-    company = (uniform(0, 1) < TWIN_SHARE).long()
-    found["company"] = torch.where(indoors & (uniform(0, 1) < PORTRAIT_SHARE), 2, company)
-    found["x"] = uniform(-1, 1)
-    found["y"] = uniform(-1, 1)
-    found["size"] = uniform(-1, 1)
-    found["sway"] = uniform(-1, 1)
-    found["twin_activity"] = torch.randint(len(VALUES["activity"]), (count,), generator=generator)
     return found
 
 
 def select(attributes: Attributes, index: torch.Tensor) -> Attributes:
     """The attributes of some of the pictures."""
     return {name: values[index] for name, values in attributes.items()}
+
+
+def other_look(attributes: Attributes) -> Attributes:
+    """The characters to the right as `IDENTITY` and "activity" name their attributes."""
+    return {name.removeprefix("other_"): attributes[name] for name in OTHER}

@@ -89,15 +89,15 @@ def pointed_ears(f: Figure, x: float, tip: float, width: float, inner: Colour, e
 
 def behind_fox(f: Figure) -> None:
     c = f.canvas
-    f.paint(c.line(0.12, -0.16, 0.30, -0.22, 0.085), f.fur)
-    f.paint(c.line(0.30, -0.22, 0.37, -0.34, 0.085), f.fur)
-    f.paint(c.circle(0.385, -0.38, 0.075), CREAM)
+    f.paint(c.line(-0.12, -0.16, -0.30, -0.20, 0.085), f.fur)
+    f.paint(c.line(-0.30, -0.20, -0.37, -0.32, 0.085), f.fur)
+    f.paint(c.circle(-0.385, -0.36, 0.078), CREAM)
     pointed_ears(f, 0.18, -1.06, 0.11, CREAM, BLACK)
 
 
 def behind_cat(f: Figure) -> None:
     c = f.canvas
-    for a, b in (((0.1, -0.1), (0.3, -0.12)), ((0.3, -0.12), (0.36, -0.28)), ((0.36, -0.28), (0.31, -0.4))):
+    for a, b in (((-0.1, -0.1), (-0.3, -0.12)), ((-0.3, -0.12), (-0.38, -0.28)), ((-0.38, -0.28), (-0.33, -0.4))):
         f.paint(c.line(*a, *b, 0.035), f.dark)
     pointed_ears(f, 0.17, -0.98, 0.1, BLUSH, None)
 
@@ -109,7 +109,7 @@ def behind_bear(f: Figure) -> None:
 
 def behind_rabbit(f: Figure) -> None:
     c = f.canvas
-    f.paint(c.circle(0.2, -0.14, 0.075), CREAM)
+    f.paint(c.circle(-0.2, -0.14, 0.075), CREAM)
     for side in (-1, 1):
         f.paint(c.line(side * 0.1, -0.82, side * 0.15, -1.2, 0.07), f.fur)
         f.paint(c.line(side * 0.105, -0.85, side * 0.145, -1.17, 0.033), BLUSH)
@@ -126,8 +126,8 @@ def behind_owl(f: Figure) -> None:
 
 def behind_mouse(f: Figure) -> None:
     c = f.canvas
-    f.paint(c.line(0.1, -0.08, 0.32, -0.06, 0.02), BLUSH)
-    f.paint(c.line(0.32, -0.06, 0.4, -0.2, 0.02), BLUSH)
+    f.paint(c.line(-0.1, -0.08, -0.32, -0.06, 0.025), BLUSH)
+    f.paint(c.line(-0.32, -0.06, -0.4, -0.2, 0.025), BLUSH)
     f.both(0.25, -0.86, 0.15, 0.15, f.fur)
     f.both(0.25, -0.86, 0.095, 0.095, BLUSH)
 
@@ -307,15 +307,15 @@ def eyes_glasses(f: Figure) -> None:
 
 def scarf(f: Figure) -> None:
     c = f.canvas
-    f.paint(c.line(0.1, -0.42, 0.14, -0.2, 0.05), f.accent_dark)
-    f.paint(c.box(0, -0.44, 0.2, 0.05, 0.05), f.accent)
+    f.paint(c.line(0.11, -0.42, 0.14, -0.2, 0.065), f.accent_dark)
+    f.paint(c.box(0, -0.43, 0.235, 0.07, 0.06), f.accent)
 
 
 def bow_tie(f: Figure) -> None:
     c = f.canvas
-    f.paint(c.polygon((-0.13, -0.49), (0.0, -0.42), (-0.13, -0.35)), f.accent)
-    f.paint(c.polygon((0.13, -0.35), (0.0, -0.42), (0.13, -0.49)), f.accent)
-    f.paint(c.circle(0, -0.42, 0.036), f.accent_dark)
+    f.paint(c.polygon((-0.17, -0.50), (0.0, -0.41), (-0.17, -0.32)), f.accent)
+    f.paint(c.polygon((0.17, -0.32), (0.0, -0.41), (0.17, -0.50)), f.accent)
+    f.paint(c.circle(0, -0.41, 0.045), f.accent_dark)
 
 
 def top_hat(f: Figure) -> None:
@@ -380,12 +380,11 @@ def book(f: Figure) -> None:
 
 def umbrella(f: Figure) -> None:
     c = f.canvas
-    f.paint(c.line(0.33, -0.30, 0.33, -1.02, 0.015), (0.40, 0.28, 0.20))
-    dome = torch.maximum(c.ellipse(0.33, -0.94, 0.33, 0.26), c.y + 0.94 + 0 * c.x)
+    f.paint(c.line(0.33, -0.28, 0.33, -1.02, 0.02), (0.40, 0.28, 0.20))
+    dome = torch.maximum(c.ellipse(0.33, -0.94, 0.36, 0.28), c.y + 0.94 + 0 * c.x)
     f.paint(dome, (0.98, 0.76, 0.20))
     for x in (0.22, 0.44):
-        f.paint(torch.maximum(dome, c.ellipse(x, -0.94, 0.05, 0.26).abs() - 0.012), (0.86, 0.40, 0.22))
-    hand_up(f)
+        f.paint(torch.maximum(dome, c.ellipse(x, -0.94, 0.05, 0.28).abs() - 0.016), (0.86, 0.40, 0.22))
 
 
 def lantern(f: Figure) -> None:
@@ -412,11 +411,13 @@ FACES = {name: globals()[f"face_{name}"] for name in VALUES["species"]}
 EYES = {"round": eyes_round, "sleepy": eyes_sleepy, "glasses": eyes_glasses}
 HEADWEAR = {"top hat": top_hat, "crown": crown, "beanie": beanie, "party hat": party_hat}
 NECKWEAR = {"scarf": scarf, "bow tie": bow_tie}
+OVERHEAD = {"umbrella": umbrella}
+"""What is held over the head, painted before it: a hat shows in front of it."""
 ACTIVITIES = {
     "standing": hand_down,
     "balloon": balloon,
     "book": book,
-    "umbrella": umbrella,
+    "umbrella": hand_up,
     "lantern": lantern,
     "ice cream": ice_cream,
 }
@@ -426,6 +427,7 @@ def paint_figures(canvas: Canvas, who: Attributes, activity: Tensor) -> None:
     """Paint one character on each picture; the canvas is in the figures' own coordinates."""
     f = Figure(canvas, who, activity)
     canvas.paint(canvas.ellipse(0, 0.0, 0.26, 0.045), BLACK, 0.22)
+    f.each("activity", OVERHEAD)
     f.each("species", BEHIND)
     body(f)
     f.each("neckwear", NECKWEAR)

@@ -3,14 +3,12 @@
 import torch
 from torch import Tensor
 
-from .attributes import VALUES, Attributes, select
+from .attributes import PAIR, PORTRAIT, TWIN, Attributes, other_look, select
 from .figures import paint_figures, paint_portraits
 from .scenes import paint_scenes
 from .shapes import Canvas
 
 SIDE = 128
-TWIN = VALUES["company"].index("twin")
-PORTRAIT = VALUES["company"].index("portrait")
 
 
 @torch.inference_mode()
@@ -23,24 +21,22 @@ def render(attributes: Attributes, side: int = SIDE, device: torch.device | str 
     canvas = Canvas(pictures, line.view(1, 1, side), line.view(1, side, 1), 1 / side)
     paint_scenes(canvas, who["scene"], who["time"], who["sway"])
     x, y, size = (who[name].view(-1, 1, 1) for name in ("x", "y", "size"))
-    twin, portrait = who["company"] == TWIN, who["company"] == PORTRAIT
-    both = twin.view(-1, 1, 1)
-    unit = torch.where(both, 0.50 + 0.04 * size, 0.60 + 0.07 * size)
-    feet = 0.90 + 0.03 * y
-    middle = torch.where(both, 0.26 + 0.03 * x, 0.46 + 0.10 * x)
+    two = (who["company"] == TWIN) | (who["company"] == PAIR)
+    both, portrait = two.view(-1, 1, 1), who["company"] == PORTRAIT
+    unit = torch.where(both, 0.54 + 0.03 * size, 0.68 + 0.05 * size)
+    feet = 0.93 + 0.02 * y
+    middle = torch.where(both, 0.26 + 0.02 * x, 0.46 + 0.07 * x)
 
     index = portrait.nonzero().flatten()
     if len(index):
         part = canvas.part(index)
-        paint_portraits(part.moved(0.24, 0.46, 0.31), select(who, index))
+        paint_portraits(part.moved(0.2, 0.44, 0.31), select(who, index))
         pictures[index] = part.pictures
-        middle = torch.where(portrait.view(-1, 1, 1), 0.58 + 0.06 * x, middle)
+        middle = torch.where(portrait.view(-1, 1, 1), 0.62 + 0.04 * x, middle)
     paint_figures(canvas.moved(middle, feet, unit), who, who["activity"])
-    index = twin.nonzero().flatten()
+    index = two.nonzero().flatten()
     if len(index):
-        part = canvas.part(index)
-        paint_figures(
-            part.moved(middle[index] + 0.46, feet[index], unit[index]), select(who, index), who["twin_activity"][index]
-        )
+        part, other = canvas.part(index), other_look(select(who, index))
+        paint_figures(part.moved(middle[index] + 0.47, feet[index], unit[index]), other, other["activity"])
         pictures[index] = part.pictures
     return pictures.clamp_(0, 1)

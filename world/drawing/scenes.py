@@ -26,6 +26,8 @@ WATERS = torch.tensor(
 )
 LIGHT = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.82, 0.72], [0.42, 0.46, 0.70]])
 """What the ground is multiplied by, for each time of day."""
+LAMP = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.86, 0.74], [0.62, 0.58, 0.72]])
+"""What rooms are multiplied by."""
 
 
 class Place:
@@ -37,12 +39,21 @@ class Place:
         self.sway = sway.view(-1, 1, 1)
         self.light = LIGHT.to(canvas.pictures)[time].view(-1, 3, 1, 1)
 
+    def indoors(self) -> "Place":
+        """The same place in the light of a room."""
+        room = Place(self.canvas, self.time, self.sway.flatten())
+        room.light = LAMP.to(self.canvas.pictures)[self.time].view(-1, 3, 1, 1)
+        return room
+
     def paint(self, distance: Tensor, colour: Colour, lit: bool = True) -> None:
-        """Paint a shape, in the light of the picture's time of day unless it is `lit` of its own."""
-        if lit:
-            colour = torch.as_tensor(colour, dtype=self.light.dtype, device=self.light.device).view(1, 3, 1, 1)
-            colour = colour * self.light
-        self.canvas.paint(distance, colour)
+        """Paint a shape, in the light of the picture's time of day unless it has a light of its own."""
+        self.canvas.paint(distance, self.in_light(colour) if lit else colour)
+
+    def fill(self, colour: Colour) -> None:
+        self.canvas.pictures.copy_(self.in_light(colour).expand_as(self.canvas.pictures))
+
+    def in_light(self, colour: Colour) -> Tensor:
+        return torch.as_tensor(colour, dtype=self.light.dtype, device=self.light.device).view(1, 3, 1, 1) * self.light
 
     def fade(self, colours: Tensor, bottom: float) -> None:
         """Fill the pictures from the top to `bottom` with each one's two colours, one fading into the other."""
@@ -221,30 +232,30 @@ def window(p: Place, x: float, y: float) -> None:
 
 
 def bedroom(p: Place) -> None:
-    c = p.canvas
-    c.pictures.copy_(torch.tensor([0.98, 0.85, 0.80]).to(c.pictures).view(1, 3, 1, 1).expand_as(c.pictures))
+    c, p = p.canvas, p.indoors()
+    p.fill((0.98, 0.85, 0.80))
     for x in (0.1, 0.3, 0.5, 0.7, 0.9):
-        c.paint(c.box(x, 0.35, 0.03, 0.40), (1.0, 0.90, 0.86))
+        p.paint(c.box(x, 0.35, 0.03, 0.40), (1.0, 0.90, 0.86))
     window(p, 0.8, 0.24)
-    c.paint(0.7 - c.y + 0 * c.x, (0.78, 0.58, 0.42))
-    c.paint(c.ellipse(0.55, 0.88, 0.4, 0.09), (0.70, 0.80, 0.92))
-    c.paint(c.box(0.03, 0.60, 0.035, 0.22, 0.02), (0.55, 0.36, 0.24))
-    c.paint(c.box(0.12, 0.72, 0.15, 0.09, 0.03), (0.46, 0.62, 0.86))
-    c.paint(c.ellipse(0.09, 0.62, 0.075, 0.045), (1.0, 1.0, 0.98))
+    p.paint(0.7 - c.y + 0 * c.x, (0.78, 0.58, 0.42))
+    p.paint(c.ellipse(0.55, 0.88, 0.4, 0.09), (0.70, 0.80, 0.92))
+    p.paint(c.box(0.03, 0.60, 0.035, 0.22, 0.02), (0.55, 0.36, 0.24))
+    p.paint(c.box(0.12, 0.72, 0.15, 0.09, 0.03), (0.46, 0.62, 0.86))
+    p.paint(c.ellipse(0.09, 0.62, 0.075, 0.045), (1.0, 1.0, 0.98))
 
 
 def library(p: Place) -> None:
-    c = p.canvas
-    c.pictures.copy_(torch.tensor([0.58, 0.40, 0.28]).to(c.pictures).view(1, 3, 1, 1).expand_as(c.pictures))
+    c, p = p.canvas, p.indoors()
+    p.fill((0.58, 0.40, 0.28))
     covers = ((0.78, 0.28, 0.28), (0.92, 0.78, 0.42), (0.30, 0.52, 0.46), (0.32, 0.40, 0.66), (0.86, 0.82, 0.74))
     for row, y in enumerate((0.13, 0.36, 0.59)):
-        c.paint(c.box(0.5, y, 0.6, 0.095), (0.36, 0.22, 0.15))
+        p.paint(c.box(0.5, y, 0.6, 0.095), (0.36, 0.22, 0.15))
         for book in range(12):
             x, high = 0.045 + book / 12, 0.06 + 0.012 * ((book * 7 + row * 5) % 3)
-            c.paint(c.box(x, y + 0.095 - high, 0.033, high), covers[(book * 3 + row * 2 + book // 4) % 5])
+            p.paint(c.box(x, y + 0.095 - high, 0.033, high), covers[(book * 3 + row * 2 + book // 4) % 5])
     window(p, 0.8, 0.24)
-    c.paint(0.72 - c.y + 0 * c.x, (0.62, 0.30, 0.28))
-    c.paint(c.ellipse(0.5, 0.9, 0.44, 0.09), (0.78, 0.62, 0.40))
+    p.paint(0.72 - c.y + 0 * c.x, (0.62, 0.30, 0.28))
+    p.paint(c.ellipse(0.5, 0.9, 0.44, 0.09), (0.78, 0.62, 0.40))
 
 
 def moon(p: Place) -> None:

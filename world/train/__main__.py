@@ -1,20 +1,23 @@
 """Train the Story World's checkpoint, or go on where the last run stopped.
 
     python -m world.train [--folder DIR] [--minutes M] [--stages NAME,...] [--device cuda] [--scale X]
+                          [--start ASSET] [--samples] [--pack]
 
-Runs from the repository's root with nothing but PyTorch and safetensors. After each run the folder holds every stage's
-state, a log of its losses and a picture of samples; `--pack` writes the asset from them.
+Runs from the repository's root with nothing but PyTorch, safetensors and Pillow. The folder holds every stage's state,
+saved every few minutes, a log and a plot of its losses and a picture of samples; `--pack` writes the asset from them.
 """
 
 import argparse
 import math
+import shutil
 import time
 from pathlib import Path
 
 import torch
 
 from .. import asset
-from .autoencoder import AutoencoderStage, DecoderStage
+from .autoencoder import AutoencoderStage
+from .decoder import DecoderStage, MendingStage
 from .loop import Stage
 from .painter import TOKENS, PainterStage, autoencoder
 from .report import plot_losses, show_samples
@@ -22,12 +25,13 @@ from .report import plot_losses, show_samples
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def stages(folder: Path, scale: float, device: str) -> list[Stage]:
-    """All stages in order; `scale` multiplies the number of steps."""
+def stages(folder: Path, scale: float, device: str, start: Path | None) -> list[Stage]:
+    """All stages in order; `scale` multiplies the number of steps, `start` is the asset to go on from."""
     return [
-        AutoencoderStage(folder, round(2600 * scale), 16, device=device),
-        PainterStage(folder, round(1143 * scale), 64, device=device),
-        DecoderStage(folder, round(1000 * scale), 16, device=device),
+        AutoencoderStage(folder, round(10000 * scale), 8, device=device, start=start),
+        DecoderStage(folder, round(5000 * scale), 8, device=device),
+        PainterStage(folder, round(3000 * scale), 32, device=device, start=start),
+        MendingStage(folder, round(3000 * scale), 8, device=device),
     ]
 
 
@@ -35,18 +39,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="world.train", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--folder", type=Path, default=ROOT / ".host" / "train", help="where the training's state is")
+    parser.add_argument(
+        "--folder", type=Path, default=ROOT / ".host" / "world-training", help="where the training's state is"
+    )
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after so long; run again to go on")
     parser.add_argument("--stages", help="train only these (default: all in order)")
     parser.add_argument(
         "--scale", type=float, default=1.0, help="multiplies every stage's steps; 1 suits two CPU cores"
     )
+    parser.add_argument("--start", type=Path, help="an asset whose weights a new training begins with; kept in DIR")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--pack", action="store_true", help="write the asset from what is trained, and train nothing")
+    parser.add_argument("--samples", action="store_true", help="draw with what is trained so far, and train nothing")
     args = parser.parse_args()
-    found = stages(args.folder, args.scale, args.device)
+    start = args.folder / "start.safetensors"
+    if args.start is not None and not start.is_file():
+        if any(args.folder.glob("*.state.pt")):
+            parser.error(
+                f"--start {args.start}: the training in {args.folder} has begun without; choose a new --folder"
+            )
+        args.folder.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(args.start, start)
+    found = stages(args.folder, args.scale, args.device, start if start.is_file() else None)
     if args.pack:
         print(f"{pack(args.folder, found) / 2**20:.1f} MB in {asset.ASSET.relative_to(ROOT)}")
+        return
+    if args.samples:
+        plot_losses(args.folder)
+        print(show_samples(*(stage for stage in found if isinstance(stage, PainterStage))))
         return
     end = time.monotonic() + args.minutes * 60
     for stage in found:

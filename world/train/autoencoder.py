@@ -8,10 +8,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..drawing.attributes import draw
-from ..drawing.render import render
+from ..drawing.render import SIDE, render
 from .loop import Stage, channels_last, trained_weights
+from .precision import autocast
 
 CROP = 64
+BANK = 16
+"""Pictures that the crops of a few steps are taken from: drawing them takes as long as learning from them."""
+BANK_STEPS = 8
+AUTOENCODERS = "mending", "decoder"
+"""The stages after the first that train the decoder, the last one first."""
 
 
 def conv(inputs: int, outputs: int, **options) -> nn.Conv2d:
@@ -85,11 +91,18 @@ def blocks(count: int, idle: bool) -> list[Block]:
     return [Block(idle) for _ in range(count)]
 
 
-def crops(generator: torch.Generator, count: int, device: str) -> Tensor:
-    """Random parts [count, 3, 64, 64] of new pictures, two of each."""
-    pictures = render(draw(count // 2, generator), device=device).repeat(2, 1, 1, 1)
-    corners = torch.randint(0, pictures.shape[-1] - CROP + 1, (count, 2), generator=generator).tolist()
-    return torch.stack([p[:, y : y + CROP, x : x + CROP] for p, (y, x) in zip(pictures, corners, strict=True)])
+def crops(pictures: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Random parts [count, 3, 64, 64] of pictures."""
+    index = torch.randint(len(pictures), (count,), generator=generator).tolist()
+    corners = part_corners(count, SIDE - CROP, generator)
+    parts = [pictures[i, :, y : y + CROP, x : x + CROP] for i, (y, x) in zip(index, corners, strict=True)]
+    return torch.stack(parts).contiguous(memory_format=torch.channels_last)
+
+
+def part_corners(count: int, last: int, generator: torch.Generator) -> list[list[int]]:
+    """Where parts begin, down and across: 0 to `last`, both of these often, so that borders are seen as much."""
+    places = torch.rand(count, 2, generator=generator) * 1.75 * (last + 1) - 0.375 * (last + 1)
+    return places.floor().long().clamp(0, last).tolist()
 
 
 @torch.no_grad()
@@ -117,46 +130,62 @@ def standardised(folder: Path) -> Autoencoder:
     return standardise(net)
 
 
-def loss_of(net: Autoencoder, pictures: Tensor, noise: Tensor) -> Tensor:
-    """Absolute error of the pictures and of their edges, with a light hand on the latents' size."""
-    latents = net.encode(pictures)
-    drawn = net.decode(latents + noise).float()
-    edges = sum((drawn.diff(dim=axis) - pictures.diff(dim=axis)).abs().mean() for axis in (-1, -2))
-    squares = (drawn - pictures).square().mean()
-    return (drawn - pictures).abs().mean() + edges + 2 * squares + 1e-3 * latents.float().square().mean()
+def loss_of(drawn: Tensor, pictures: Tensor) -> Tensor:
+    """Absolute error of pictures and of their edges, and their squared error."""
+    error = drawn.float() - pictures
+    edges = sum(error.diff(dim=axis).abs().mean() for axis in (-1, -2))
+    return error.abs().mean() + edges + 2 * error.square().mean()
+
+
+def disturbed(latents: Tensor, most: float, generator: torch.Generator) -> Tensor:
+    """Latents with noise of up to `most` of each channel's deviation, another share in each: neighbours look alike."""
+    shares = most * torch.rand(len(latents), 1, 1, 1, generator=generator)
+    noise = shares * torch.randn(latents.shape, generator=generator)
+    return latents + noise.to(latents) * latents.detach().std((0, 2, 3), keepdim=True)
 
 
 class AutoencoderStage(Stage):
     """Stage 1: encoder and decoder together, most of the costly blocks idle."""
 
     name = "autoencoder"
-    rate = 5e-3
-    noise = 0.03
-    """The deviation of the noise on the latents."""
-    average = 0.99
+    rate = 3e-3
+    noise = 0.25
+    """The most noise on the latents, as a share of their deviation."""
+    average = 0.995
+    bank: tuple[int, Tensor] | None = None
 
     def outside(self, name: str) -> bool:
         return name.startswith(("taesd_encoder.0.", "taesd_encoder.14.", "taesd_decoder.1.", "taesd_decoder.19."))
 
     def build(self) -> nn.Module:
-        return channels_last(Autoencoder(light=True))
+        net = Autoencoder(light=True)
+        weights = self.shipped("vae.")
+        if weights:
+            net.load_state_dict(weights)
+            forget_idle(net)
+        return channels_last(net)
+
+    def pictures(self, step: int) -> Tensor:
+        """The pictures that a step's crops are from."""
+        number = step // BANK_STEPS
+        if self.bank is None or self.bank[0] != number:
+            generator = torch.Generator().manual_seed(7_877 * (self.seed + 1) + number)
+            self.bank = number, render(draw(BANK, generator), device=self.device).clone()
+        return self.bank[1]
 
     def loss(self, net: nn.Module, step: int) -> Tensor:
+        assert isinstance(net, Autoencoder)
         generator = torch.Generator().manual_seed(1_000_003 * self.seed + step)
-        pictures = crops(generator, self.batch, self.device).contiguous(memory_format=torch.channels_last)
-        noise = torch.randn(self.batch, 4, CROP // 8, CROP // 8, generator=generator).to(self.device)
-        with torch.autocast(self.device, torch.bfloat16):
-            return loss_of(cast(Autoencoder, net), pictures, self.noise * noise)
+        pictures = crops(self.pictures(step), self.batch, generator)
+        with autocast(self.device):
+            latents = net.encode(pictures).float()
+            drawn = net.decode(disturbed(latents, self.noise, generator))
+        return loss_of(drawn, pictures) + 1e-3 * latents.square().mean()
 
 
-class DecoderStage(AutoencoderStage):
-    """Stage 3: the decoder learns on with all its blocks, while the encoder, and so every latent, stays as it is."""
-
-    name = "decoder"
-    rate = 3e-3
-    noise = 0.06
-
-    def build(self) -> nn.Module:
-        net = standardised(self.folder)
-        net.taesd_encoder.requires_grad_(False)
-        return channels_last(net)
+def forget_idle(net: Autoencoder) -> None:
+    """Idle blocks start from nothing learned, whatever they did in the weights that were loaded."""
+    for block in net.modules():
+        if isinstance(block, Block) and block.idle:
+            for parameter in block.conv[4].parameters():
+                nn.init.zeros_(parameter)

@@ -12,9 +12,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..asset import unpack
 from .muon import Muon
 
-SAVE_SECONDS = 60
+SAVE_SECONDS = 200
 DECAY_SHARE = 0.2
 
 Net = TypeVar("Net", bound=nn.Module)
@@ -39,16 +40,26 @@ class Stage(ABC):
     average: float
     """How much of itself the averaged copy of the weights keeps at each step."""
 
-    def __init__(self, folder: Path, steps: int, batch: int, seed: int = 0, device: str = "cpu"):
+    def __init__(
+        self, folder: Path, steps: int, batch: int, seed: int = 0, device: str = "cpu", start: Path | None = None
+    ):
         self.folder = folder
         self.steps = steps
         self.batch = batch
         self.seed = seed
         self.device = device
+        self.start = start
 
     @abstractmethod
     def build(self) -> nn.Module:
-        """The network with fresh weights."""
+        """The network as training begins with it."""
+
+    def shipped(self, part: str) -> dict[str, Tensor]:
+        """The weights of the asset to start from whose names begin with `part`, without it; none without an asset."""
+        if self.start is None:
+            return {}
+        weights, _ = unpack(self.start)
+        return {name.removeprefix(part): weight for name, weight in weights.items() if name.startswith(part)}
 
     @abstractmethod
     def loss(self, net: nn.Module, step: int) -> Tensor:
@@ -137,4 +148,6 @@ class Stage(ABC):
         line = {"step": step, "loss": round(loss, 5), "pictures_per_second": round(pace, 2), "batch": self.batch}
         with open(self.folder / f"{self.name}.log.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-        print(f"{self.name} {step}/{self.steps} loss {loss:.4f}, {pace:.1f} pictures/s", file=sys.stderr, flush=True)
+        left = (self.steps - step) * self.batch / pace / 60
+        told = f"{self.name} {step}/{self.steps} loss {loss:.4f}, {pace:.1f} pictures/s, {left:.0f} minutes to go"
+        print(told, file=sys.stderr, flush=True)

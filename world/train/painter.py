@@ -11,11 +11,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..drawing.attributes import VALUES, Attributes, draw, select
+from ..asset import unpack
+from ..drawing.attributes import OTHER, VALUES, Attributes, draw, select
 from ..drawing.captions import caption
 from ..drawing.render import SIDE, render
-from .autoencoder import Autoencoder, DecoderStage, standardised
+from .autoencoder import AUTOENCODERS, Autoencoder, standardised
 from .loop import Stage, channels_last, trained_weights
+from .precision import autocast
 from .text_encoder import LENGTH, TextEncoder
 from .unet import UNet
 
@@ -31,25 +33,29 @@ TOKENS = sorted({*VOCABULARY.values(), START, END})
 """CLIP's numbers of the tokens in use, in the order of the text encoder's rows."""
 ROWS = {token: row for row, token in enumerate(TOKENS)}
 
+DESCRIBED = (*VALUES, *OTHER, "name", "other_name")
+"""The attributes that captions tell of."""
+
 STEPS = 1000
 UNSAID_SHARE = 0.1
 """Captions left empty, for classifier-free guidance."""
-MIN_SNR = 5.0
-"""The bound on the signal-to-noise ratio in a step's weight (Min-SNR, arXiv 2303.09556)."""
-HALF_STEPS = 500
+HALF_STEPS = 1000
 HALF_SHARE = 5 / 9
 """The first steps, but no larger share, see the pictures at half size: a third of the time, and words are learned."""
 SHARD = 1000
-FIRST_SHARDS = 6
-STEPS_PER_SHARD = 40
+FIRST_SHARDS = 3
+STEPS_PER_SHARD = 80
 """One more shard of pictures joins every so many steps."""
 SPREAD_FROM = 0.65
-"""From this share of the steps on, the captions' embeddings are spread; before, they are as the encoder gives them."""
+"""From this share of the steps on, the captions' embeddings are spread; before, they are as the encoder gives them.
+
+A painter that goes on from an asset has learned both and sees pictures of full size and spread captions all the time.
+"""
 SILENT_SHARE = 0.75
 """Captions whose padding is the empty caption's, so that their words alone say something."""
 UNEVEN_SHARE = 0.5
 """Captions whose padding, and others whose words, have other sizes than the encoder gives them."""
-FAINT_SHARE = 0.5
+FAINT_SHARE = 0.25
 """Captions of which some words in a row are next to nothing."""
 FAINT_WORDS = 0.5
 """The longest such row, as a share of the caption."""
@@ -67,6 +73,11 @@ def tokens(text: str) -> list[int]:
     numbers = [START, *(VOCABULARY[word] for word in words)][: LENGTH - 1]
     numbers += [END] * (LENGTH - len(numbers))
     return [ROWS[number] for number in numbers]
+
+
+def looks(attributes: Attributes, index: int) -> dict[str, int]:
+    """What captions tell of one of the pictures."""
+    return {name: int(attributes[name][index]) for name in DESCRIBED}
 
 
 class Painter(nn.Module):
@@ -123,7 +134,10 @@ class PainterStage(Stage):
         self.pool: dict[tuple[int, int], tuple[Tensor, Attributes]] = {}
 
     def build(self) -> nn.Module:
-        return channels_last(Painter())
+        net = Painter()
+        if self.start is not None:
+            net.load_state_dict(net.state_dict() | known_words(net, *unpack(self.start)))
+        return channels_last(net)
 
     def outside(self, name: str) -> bool:
         # The text encoder and the steps' embedding too: there Muon costs more time than it saves.
@@ -149,42 +163,74 @@ class PainterStage(Stage):
         for start in range(0, SHARD, self.picture_batch):
             part = select(attributes, torch.arange(start, start + self.picture_batch))
             pictures = render(part, side, self.device).contiguous(memory_format=torch.channels_last)
-            with torch.autocast(self.device, torch.bfloat16):
+            with autocast(self.device):
                 latents.append(net.encode(pictures).half().cpu())
         return {"latents": torch.cat(latents).contiguous(), **attributes}
 
-    def loss(self, net: nn.Module, step: int) -> Tensor:
-        generator = torch.Generator().manual_seed(1_000_003 * self.seed + step)
+    def side(self, step: int) -> int:
+        half = self.start is None and step < min(HALF_STEPS, HALF_SHARE * self.steps)
+        return SIDE // 2 if half else SIDE
+
+    def spreading(self, step: int) -> random.Random | None:
+        if self.start is None and step < SPREAD_FROM * self.steps:
+            return None
+        return random.Random(f"{self.seed} {step}")
+
+    def batch_of(self, step: int) -> tuple[Tensor, Tensor]:
+        """Latents [batch, 4, height, width] of a step's pictures, and their captions' tokens [batch, 77]."""
         rng = random.Random(1_000_003 * self.seed + step)
-        side = SIDE // 2 if step < min(HALF_STEPS, HALF_SHARE * self.steps) else SIDE
         shards = FIRST_SHARDS + step // STEPS_PER_SHARD
         latents, rows = [], []
         for _ in range(self.batch):
-            pool, attributes = self.shard(rng.randrange(shards), side)
+            pool, attributes = self.shard(rng.randrange(shards), self.side(step))
             picture = rng.randrange(SHARD)
             latents.append(pool[picture])
-            looks = {name: int(attributes[name][picture]) for name in (*VALUES, "name")}
-            text = "" if rng.random() < UNSAID_SHARE else caption(looks, rng)
+            text = "" if rng.random() < UNSAID_SHARE else caption(looks(attributes, picture), rng)
             rows.append(tokens(text))
         clean = torch.stack(latents).to(self.device).contiguous(memory_format=torch.channels_last)
+        return clean, torch.tensor(rows, device=self.device)
+
+    def loss(self, net: nn.Module, step: int) -> Tensor:
+        generator = torch.Generator().manual_seed(1_000_003 * self.seed + step)
+        clean, rows = self.batch_of(step)
         noise = torch.randn(clean.shape, generator=generator).to(clean)
-        steps = torch.randint(STEPS, (self.batch,), generator=generator)
+        steps = even_steps(self.batch, generator)
         share = self.signal[steps].to(self.device).view(-1, 1, 1, 1)
         noisy = share.sqrt() * clean + (1 - share).sqrt() * noise
-        spread = random.Random(f"{self.seed} {step}") if step >= SPREAD_FROM * self.steps else None
-        with torch.autocast(self.device, torch.bfloat16):
-            found = net(noisy, steps.to(self.device), torch.tensor(rows, device=self.device), spread)
-        ratio = share / (1 - share)
-        weight = (MIN_SNR / ratio).clamp(max=1)
-        return (weight * (found.float() - noise).square()).mean()
+        with autocast(self.device):
+            found = net(noisy, steps.to(self.device), rows, self.spreading(step))
+        return (weights_of(share) * (found.float() - noise).square()).mean()
+
+
+def weights_of(share: Tensor) -> Tensor:
+    """A step's weight in the loss: one over the root of its signal-to-noise ratio (debiased, arXiv 2310.08442).
+
+    Captions decide most where there is most noise, and there plain errors of the noise are smallest.
+    """
+    return ((1 - share) / share).sqrt()
+
+
+def even_steps(count: int, generator: torch.Generator) -> Tensor:
+    """One random step from each of `count` equal ranges of all: a batch's loss depends less on which steps it has."""
+    return ((torch.arange(count) + torch.rand(count, generator=generator)) * (STEPS / count)).long()
+
+
+def known_words(net: Painter, weights: dict[str, Tensor], known: list[int]) -> dict[str, Tensor]:
+    """An asset's weights of the painter; words that its text encoder doesn't know stay as they are in `net`."""
+    found = {name: weight for name, weight in weights.items() if not name.startswith("vae.")}
+    words = net.text.token_embedding.weight.detach().clone()
+    words[[ROWS[token] for token in known]] = found["text.token_embedding.weight"]
+    return found | {"text.token_embedding.weight": words}
 
 
 @cache
 def autoencoder(folder: Path, device: str) -> Autoencoder:
     """The autoencoder with latents of unit scale, its decoder as far as it is trained."""
     net = standardised(folder)
-    if (folder / f"{DecoderStage.name}.state.pt").is_file():
-        net.load_state_dict(trained_weights(folder, DecoderStage.name))
+    for name in AUTOENCODERS:
+        if (folder / f"{name}.state.pt").is_file():
+            net.load_state_dict(trained_weights(folder, name))
+            break
     return channels_last(net.to(device)).eval()
 
 
@@ -198,7 +244,7 @@ def sample(net: Painter, texts: list[str], seed: int = 0, steps: int = 25, scale
     shares = signal().to(device)
     times = torch.linspace(STEPS - 1, 0, steps + 1).long().tolist()
     for now, then in zip(times[:-1], times[1:], strict=True):
-        with torch.autocast(device.type, torch.bfloat16):
+        with autocast(device.type):
             both = net.unet(x.repeat(2, 1, 1, 1), torch.full((2 * len(texts),), now, device=device), context).float()
         said, unsaid = both.chunk(2)
         noise = unsaid + scale * (said - unsaid)

@@ -16,8 +16,8 @@ CAPTIONS = (
     "a gray robot with a bow tie on the moon",
     "a pink rabbit with glasses eating an ice cream in the snow",
     "a yellow cat with a party hat and a twin in a meadow",
-    "an orange bear in a bedroom",
-    "Mia carrying a lantern under the sea",
+    "an orange bear carrying a lantern in a bedroom at night",
+    "a gray mouse with a red scarf on the left and a green frog with a crown on the right in the forest",
 )
 COLUMNS = 8
 SEEDS = 3

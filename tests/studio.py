@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from tiny import write_sd3_checkpoint
 
 WORKFLOWS = host.ROOT / "workflows"
+KINDS = ("checkpoints", "loras", "controlnet")
 NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
 
 
@@ -32,13 +33,8 @@ def twin(name: str) -> dict[str, dict]:
 def studio(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory):
     """A client of that server; it runs for the rest of the session."""
     folder = tmp_path_factory.mktemp("studio")
-    models = {kind: folder / "models" / kind for kind in ("checkpoints", "loras", "controlnet")}
-    for path in models.values():
-        path.mkdir(parents=True)
-    (models["checkpoints"] / "sd_xl_base_1.0.safetensors").symlink_to(checkpoint)
-    write_sd3_checkpoint(models["checkpoints"] / "sd3.5_large_fp8_scaled.safetensors", checkpoint)
-    save_file(random_lora(), models["loras"] / "sd_xl_offset_example-lora_1.0.safetensors")
-    save_file(random_controlnet(checkpoint), models["controlnet"] / "control-lora-canny-rank128.safetensors")
+    write_models(checkpoint, folder / "models")
+    models = {kind: folder / "models" / kind for kind in KINDS}
     paths = folder / "studio.yaml"
     paths.write_text(json.dumps({"studio": {kind: str(path) for kind, path in models.items()}}))
 
@@ -47,6 +43,18 @@ def studio(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory):
         studio = client.Client(url)
         studio.upload("example.png", png(Image.linear_gradient("L").rotate(45)))
         yield studio
+
+
+def write_models(checkpoint: Path, folder: Path) -> None:
+    """The models that the shipped workflows name, under their names, in a folder for each kind."""
+    for kind in KINDS:
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+    link = folder / "checkpoints" / "sd_xl_base_1.0.safetensors"
+    link.unlink(missing_ok=True)
+    link.symlink_to(checkpoint)
+    write_sd3_checkpoint(folder / "checkpoints" / "sd3.5_large_fp8_scaled.safetensors", checkpoint)
+    save_file(random_lora(), folder / "loras" / "sd_xl_offset_example-lora_1.0.safetensors")
+    save_file(random_controlnet(checkpoint), folder / "controlnet" / "control-lora-canny-rank128.safetensors")
 
 
 def random_lora() -> dict[str, torch.Tensor]:

@@ -24,6 +24,7 @@ from .failure import Failure
 VERSIONS = host.HOST / "versions"
 WORKFLOWS = host.ROOT / "workflows" / "api"
 STUDIO = host.ROOT / "tests" / "studio.py"
+TINY = host.ROOT / "tests" / "tiny.py"
 README = host.ROOT / "README.md"
 MARKS = ("<!-- matrix -->\n", "<!-- /matrix -->\n")
 
@@ -38,9 +39,7 @@ WRITE_MODELS = """
 import sys
 from pathlib import Path
 import studio
-checkpoint, folder = map(Path, sys.argv[1:])
-studio.save_file(studio.random_lora(), folder / "loras" / "sd_xl_offset_example-lora_1.0.safetensors")
-studio.save_file(studio.random_controlnet(checkpoint), folder / "controlnet" / "control-lora-canny-rank128.safetensors")
+studio.write_models(*map(Path, sys.argv[1:]))
 """
 KINDS = ("checkpoints", "loras", "controlnet")
 
@@ -79,15 +78,10 @@ def write_models() -> Path:
     folder = VERSIONS / "models"
     this = host.set_up()
     checkpoint = host.random_checkpoint(this)
-    pin = " ".join(host.digest(path) for path in (STUDIO, host.TOOLS / "random_checkpoint.py"))
+    pin = " ".join(host.digest(path) for path in (STUDIO, TINY, host.TOOLS / "random_checkpoint.py"))
     with host.lock(VERSIONS):
         if not host.is_stamped(folder, pin):
             host.install_dev_tools(this)
-            for kind in KINDS:
-                (folder / kind).mkdir(parents=True, exist_ok=True)
-            link = folder / "checkpoints" / "sd_xl_base_1.0.safetensors"
-            link.unlink(missing_ok=True)
-            link.symlink_to(checkpoint)
             command: list[str | Path] = [this.python, "-c", WRITE_MODELS, checkpoint, folder]
             done = subprocess.run(command, cwd=STUDIO.parent, capture_output=True, text=True)
             if done.returncode:
@@ -99,7 +93,7 @@ def write_models() -> Path:
 def pack_digest() -> str:
     """The sha256 of all that a result depends on."""
     files = [path for name in ("nodes", "story", "svr", "attention") for path in (host.ROOT / name).rglob("*.py")]
-    files += [*WORKFLOWS.glob("*.json"), host.ROOT / "__init__.py", STUDIO, Path(__file__)]
+    files += [*WORKFLOWS.glob("*.json"), host.ROOT / "__init__.py", STUDIO, TINY, Path(__file__)]
     return hashlib.sha256("".join(f"{path.name} {host.digest(path)}\n" for path in sorted(files)).encode()).hexdigest()
 
 

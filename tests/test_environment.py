@@ -101,7 +101,7 @@ def tree(tmp_path) -> Path:
     """`run.py` in a folder of its own, whose `demo` tells where it runs; the tools' environment is there."""
     tree = tmp_path / "tree"
     (tree / "tools").mkdir(parents=True)
-    for name in ("run.py", "tools/environment.py", "tools/failure.py", "tools/requirements-tools.txt"):
+    for name in ("run.py", "onestory.py", "tools/environment.py", "tools/failure.py", "tools/requirements-tools.txt"):
         shutil.copy(environment.ROOT / name, tree / name)
     (tree / "tools" / "demo.py").write_text(PROBE)
     venv = tree / ".host" / "venv"

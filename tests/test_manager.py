@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import COMFYUI
 from onestory.tools import client, host
+from onestory.tools.environment import uv_settings
 
 MANAGER = "manager_requirements.txt"
 
@@ -23,7 +24,7 @@ OFFLINE = "[default]\nnetwork_mode = offline\nuse_uv = True\n"
 @pytest.fixture
 def environment() -> dict[str, str]:
     """This process's, with the user's package index for uv."""
-    return {**host.uv_settings(Path(sys.executable)), **os.environ}
+    return {**uv_settings(Path(sys.executable)), **os.environ}
 
 
 @pytest.fixture

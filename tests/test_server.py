@@ -140,7 +140,7 @@ def test_a_wrong_input_answers_with_our_sentence_at_its_node(server, name):
 
 
 def test_an_unsupported_text_encoder_answers_with_what_is_supported(server):
-    """ComfyUI's own nodes save the checkpoint's CLIP-L and load it as Stable Diffusion 3's."""
+    """ComfyUI's own nodes save the checkpoint's CLIP-L and load it as HiDream's."""
     server.run(
         {
             "checkpoint": graph()["checkpoint"],
@@ -149,15 +149,16 @@ def test_an_unsupported_text_encoder_answers_with_what_is_supported(server):
     )
     [name] = [name for name in server.choices("CLIPLoader", "clip_name") if name.startswith("onestory")]
     workflow = graph(
-        clip=node("CLIPLoader", clip_name=name, type="sd3", device="default"),
+        clip=node("CLIPLoader", clip_name=name, type="hidream", device="default"),
         **with_inputs("prompt", clip=["clip", 0]),
     )
     with pytest.raises(WorkflowError) as error:
         server.run(workflow)
     assert error.value.node_id == "prompt"
     assert error.value.message == (
-        "The text encoder SD3ClipModel is not supported: OneStory works with those of SD1.x (CLIP-L), SD2.x "
-        "(OpenCLIP-H), SDXL base (CLIP-L and CLIP-G) and the SDXL refiner (CLIP-G)."
+        "The text encoder HiDreamTEModel is not supported: OneStory works with those of SD1.x (CLIP-L), SD2.x "
+        "(OpenCLIP-H), SDXL base (CLIP-L and CLIP-G), the SDXL refiner (CLIP-G), SD3 and SD3.5, Flux.1, Qwen-Image, "
+        "Z-Image, Lumina 2, HunyuanImage and Wan."
     )
 
 

@@ -9,8 +9,7 @@ import comfy.model_patcher
 import comfy.sd
 import comfy.supported_models
 import torch
-from tiny import OPERATIONS, fill, loaded
-from tiny import text_encoder as tiny_text_encoder
+from tiny import OPERATIONS, fill, loaded, text_encoder
 
 CHANNELS = 64
 """What the small language models give for each token."""
@@ -188,29 +187,12 @@ SMALL = {
 }
 
 
-def text_encoder(model: type, tokenizer: type, vocabulary: bytes | None = None, **config) -> comfy.sd.CLIP:
-    """ComfyUI's own class of a text encoder with few layers and no eyes, and its tokenizer."""
-
-    class Target:
-        params: dict = {}
-
-    Target.clip, Target.tokenizer = model, tokenizer
-    data = {"spiece_model": vocabulary} if vocabulary else {}
-    options = {**config, "dtype": torch.float32}
-    clip = comfy.sd.CLIP(Target, tokenizer_data=data, parameters=1, state_dict=[], model_options=options)
-    for module in list(clip.cond_stage_model.modules()):
-        if hasattr(module, "visual"):
-            del module.visual
-    fill(clip.cond_stage_model)
-    return clip
-
-
 @cache
 def flux_clip():
     """T5 by its tokens, as SD3 has it, and CLIP-L for the pooled output alone."""
     from comfy.text_encoders.flux import FluxTokenizer, flux_clip
 
-    return tiny_text_encoder(flux_clip(), FluxTokenizer)
+    return text_encoder(flux_clip(), FluxTokenizer)
 
 
 @cache

@@ -8,8 +8,8 @@ from comfy.ldm.flux.model import Flux
 from ...svr.record import Span
 from ..blocks import Block, thirds
 from ..method import Batch
-from .joint import patches
-from .numbered import Numbered, copies, grid, listening, scale_of, to_the_right
+from .joint import copies, grid, patches
+from .numbered import Numbered, double_and_single, listening, scale_of, to_the_right
 
 if TYPE_CHECKING:
     from . import Dispatch
@@ -27,8 +27,7 @@ def blocks(model: Any) -> list[Block]:
     transformer = model.diffusion_model
     if not isinstance(transformer, Flux) or len(transformer.params.axes_dim) != AXES:
         return []
-    double = [("double", i) for i in range(len(transformer.double_blocks))]
-    return double + [("single", i) for i in range(len(transformer.single_blocks))]
+    return double_and_single(transformer)
 
 
 def layer_size(model: Any, tokens: int, height: int, width: int) -> tuple[int, int] | None:

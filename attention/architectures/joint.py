@@ -20,6 +20,16 @@ def patches(size: tuple[int, int], patch: int) -> tuple[int, int]:
     return math.ceil(size[0] / patch), math.ceil(size[1] / patch)
 
 
+def copies(own: int, tokens: int) -> tuple[int, ...]:
+    return (0,) if own == tokens else ()
+
+
+def grid(tokens: int, size: tuple[int, int], patch: int) -> tuple[int, int] | None:
+    """Rows and columns of a latent picture's tokens, if it has so many."""
+    rows, columns = patches(size, patch)
+    return (rows, columns) if rows * columns == tokens else None
+
+
 class Joint(NamedTuple):
     """A layer's call: where text and picture stand among its keys, and `turn` as in `Call`."""
 

@@ -11,8 +11,8 @@ from comfy.ldm.lumina.model import NextDiT
 from ...svr.record import Span
 from ..blocks import Block, thirds
 from ..method import Batch
-from .joint import patches
-from .numbered import Numbered, copies, grid, listening, scale_of, to_the_right
+from .joint import copies, grid, patches
+from .numbered import Numbered, listening, scale_of, to_the_right
 
 if TYPE_CHECKING:
     from . import Dispatch

@@ -5,6 +5,7 @@ picture alone. The model says no block's number, so calls are counted; blocks th
 out (Skip Layer Guidance) are called by their number, which sets the count right.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -14,10 +15,12 @@ from comfy.ldm.modules.diffusionmodules.mmdit import MMDiT
 from ...svr.record import Span
 from ..blocks import Block, thirds
 from ..method import Batch, Layer
-from .joint import Joint, Listener, patches
+from .joint import Joint, Listener, copies, grid, patches
 
 if TYPE_CHECKING:
     from . import Dispatch
+
+__all__ = ["blocks", "copies", "install", "layer_size", "name", "parts"]
 
 name = "Stable Diffusion 3"
 parts = thirds
@@ -28,18 +31,13 @@ def blocks(model: Any) -> list[Block]:
     return [("double", i) for i in range(len(transformer.joint_blocks))] if isinstance(transformer, MMDiT) else []
 
 
-def copies(own: int, tokens: int) -> tuple[int, ...]:
-    return (0,) if own == tokens else ()
-
-
 def layer_size(model: Any, tokens: int, height: int, width: int) -> tuple[int, int] | None:
-    rows, columns = patches((height, width), model.diffusion_model.patch_size)
-    return (rows, columns) if rows * columns == tokens else None
+    return grid(tokens, (height, width), model.diffusion_model.patch_size)
 
 
 def install(transformer_options: dict[str, Any], model: Any, batch: Batch, dispatch: "Dispatch") -> dict[str, Any]:
-    rows, columns = patches(batch.size, model.diffusion_model.patch_size)
-    listener = Counter(transformer_options, batch.tokens, rows * columns, dispatch)
+    picture = math.prod(patches(batch.size, model.diffusion_model.patch_size))
+    listener = Counter(transformer_options, batch.tokens, picture, dispatch)
     replace = dict(transformer_options.get("patches_replace", {}))
     if "dit" in replace:
         replace["dit"] = {block: partial(listener.replaced, block, p) for block, p in replace["dit"].items()}

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ...svr.record import Span
+from ..blocks import Block
 from ..method import Batch, Layer
 from .joint import Joint, Listener, patches
 from .rotary import shift, turned
@@ -14,14 +15,10 @@ if TYPE_CHECKING:
     from . import Dispatch
 
 
-def copies(own: int, tokens: int) -> tuple[int, ...]:
-    return (0,) if own == tokens else ()
-
-
-def grid(tokens: int, size: tuple[int, int], patch: int) -> tuple[int, int] | None:
-    """Rows and columns of a latent picture's tokens, if it has so many."""
-    rows, columns = patches(size, patch)
-    return (rows, columns) if rows * columns == tokens else None
+def double_and_single(transformer: Any) -> list[Block]:
+    """The blocks of a model that keeps text and picture apart in its first ones, and has them as one in the others."""
+    double = [("double", i) for i in range(len(transformer.double_blocks))]
+    return double + [("single", i) for i in range(len(transformer.single_blocks))]
 
 
 class Numbered(Listener):

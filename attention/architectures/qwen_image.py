@@ -8,8 +8,8 @@ from comfy.ldm.qwen_image.model import QwenImageTransformer2DModel
 from ...svr.record import Span
 from ..blocks import Block, thirds
 from ..method import Batch
-from .joint import patches
-from .numbered import Numbered, copies, grid, listening, to_the_right
+from .joint import copies, grid, patches
+from .numbered import Numbered, listening, to_the_right
 
 if TYPE_CHECKING:
     from . import Dispatch

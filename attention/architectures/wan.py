@@ -12,8 +12,8 @@ from comfy.ldm.wan.model import WanModel
 from ...svr.record import Span
 from ..blocks import Block, thirds
 from ..method import Batch, Layer
-from .joint import Joint, Listener, patches
-from .numbered import copies, grid, listening, scale_of, to_the_right
+from .joint import Joint, Listener, copies, grid, patches
+from .numbered import listening, scale_of, to_the_right
 
 if TYPE_CHECKING:
     from . import Dispatch

@@ -145,7 +145,8 @@ def hunyuan_image(byt5: bool = False):
 
 
 @cache
-def flux():
+def flux(pooled: int | None = 768):
+    """Without a pooled text, as LongCat-Image is."""
     from comfy.ldm.flux.model import Flux
 
     return loaded(
@@ -153,8 +154,8 @@ def flux():
             in_channels=16,
             out_channels=16,
             patch_size=2,
-            vec_in_dim=768,
-            context_in_dim=4096,
+            vec_in_dim=pooled,
+            context_in_dim=4096 if pooled else 3584,
             hidden_size=128,
             mlp_ratio=4.0,
             num_heads=1,
@@ -163,8 +164,8 @@ def flux():
             axes_dim=[16, 56, 56],
             theta=10000,
             qkv_bias=True,
-            guidance_embed=True,
-            txt_ids_dims=[],
+            guidance_embed=bool(pooled),
+            txt_ids_dims=[] if pooled else [1, 2],
             **OPERATIONS,
         )
     )

@@ -16,6 +16,7 @@ from families import (
     ROWS,
     WAN,
     Z_IMAGE,
+    flux,
     hunyuan_clip,
     hunyuan_image,
     wan,
@@ -437,3 +438,11 @@ def test_recorder_sees_the_identity_without_changing_the_picture(family):
     maps = recording.maps()
     assert maps.shape == (3, ROWS, COLUMNS)
     assert maps.min() > 0 and maps.max() < 1
+
+
+def test_a_model_of_fluxs_class_that_is_another_stays_unchanged(caplog):
+    """LongCat-Image has Flux's blocks, but no pooled text, and text positions of its own."""
+    model = flux(pooled=None)
+    assert type(model.model).__name__ == "LongCatImage"
+    assert KEY not in ipca(model).model_options["transformer_options"]
+    assert "LongCatImage is no" in caplog.text and "Flux.1" in caplog.text

@@ -23,9 +23,9 @@ AXES = 3
 
 
 def blocks(model: Any) -> list[Block]:
-    """Of Flux.2, the same class with positions of four numbers, none."""
+    """Of Flux.2, Ovis and LongCat, which are the same class without CLIP's pooled output, none."""
     transformer = model.diffusion_model
-    if not isinstance(transformer, Flux) or len(transformer.params.axes_dim) != AXES:
+    if not isinstance(transformer, Flux) or transformer.vector_in is None:
         return []
     return double_and_single(transformer)
 

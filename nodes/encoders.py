@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 from comfy.sd import CLIP
 from comfy.sd1_clip import SD1ClipModel
 from comfy.sdxl_clip import SDXLClipModel, SDXLRefinerClipModel
-from comfy.text_encoders.flux import FluxClipModel
+from comfy.text_encoders.flux import Flux2TEModel, FluxClipModel
 from comfy.text_encoders.hunyuan_image import HunyuanImageTEModel
 from comfy.text_encoders.lumina2 import LuminaModel
 from comfy.text_encoders.qwen_image import QwenImageTEModel
@@ -16,18 +16,22 @@ from comfy.text_encoders.wan import WanT5Model
 from comfy.text_encoders.z_image import ZImageTEModel
 
 from ..svr.encoders import TextEncoder, clip_encoder, language_model, side_by_side, t5, umt5
+from ..svr.record import Span
+
+
+Lengths = Literal["padded", "masked", "left", "equal"]
 
 
 class TextModel(NamedTuple):
     """What a text encoder gives: the vectors of `encoders`, in an embedding of `width` channels, 0 if they use all.
 
     `lengths`: how rows of unequal length stand in one embedding. "padded": the encoder pads them; "masked": the model
-    takes a mask of its tokens; "equal": the model has no place for them.
+    takes a mask of its tokens; "left": it reads zeros before them; "equal": it has no place for them.
     """
 
     encoders: tuple[TextEncoder, ...]
     width: int = 0
-    lengths: Literal["padded", "masked", "equal"] = "padded"
+    lengths: Lengths = "padded"
 
 
 def text_model_of(clip: CLIP) -> TextModel:
@@ -43,8 +47,8 @@ def text_model_of(clip: CLIP) -> TextModel:
     name = type(model).__name__.rstrip("_")
     raise ValueError(
         f"The text encoder {name} is not supported: OneStory works with those of SD1.x (CLIP-L), SD2.x "
-        "(OpenCLIP-H), SDXL base (CLIP-L and CLIP-G), the SDXL refiner (CLIP-G), SD3 and SD3.5, Flux.1, Qwen-Image, "
-        "Z-Image, Lumina 2, HunyuanImage and Wan."
+        "(OpenCLIP-H), SDXL base (CLIP-L and CLIP-G), the SDXL refiner (CLIP-G), SD3 and SD3.5, Flux.1, Flux.2, "
+        "Qwen-Image, Z-Image, Lumina 2, HunyuanImage and Wan."
     )
 
 
@@ -69,10 +73,21 @@ QWEN_PREFIX = 34
 """How many tokens ComfyUI drops of what Qwen2.5-VL makes of Qwen-Image's template, all before the text."""
 
 
-def language(model: Any, lengths: Literal["masked", "equal"], templated: bool = True, dropped: int = 0) -> TextModel:
+def language(model: Any, lengths: Lengths, templated: bool = True, dropped: int = 0) -> TextModel:
     """The one language model of a text encoder of ComfyUI's."""
     width = getattr(model, model.clip).transformer.model.config.hidden_size
     return TextModel((language_model(model.clip_name, width, templated, dropped),), lengths=lengths)
+
+
+STACKED = 3
+"""How many layers of its language model Flux.2 reads, one behind the other in a token's channels."""
+
+
+def flux2(model: Any) -> TextModel:
+    """Mistral, or Klein's Qwen3. What SVR takes for a token's vector are all its layers, as one layer of the model does."""
+    text = language(model, "left")
+    [encoder] = text.encoders
+    return text._replace(encoders=(encoder._replace(channels=Span(0, STACKED * encoder.width)),))
 
 
 def lumina2(model: Any) -> TextModel:
@@ -90,6 +105,7 @@ KNOWN: dict[type, Callable[[Any], TextModel]] = {
     SDXLRefinerClipModel: lambda model: TextModel(side_by_side("g")),
     SD3ClipModel: sd3,
     FluxClipModel: lambda model: TextModel((t5(),)),
+    Flux2TEModel: flux2,
     QwenImageTEModel: lambda model: language(model, "masked", dropped=QWEN_PREFIX),
     ZImageTEModel: lambda model: language(model, "equal"),
     LuminaModel: lumina2,

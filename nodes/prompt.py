@@ -31,8 +31,8 @@ class OneStoryPrompt(io.ComfyNode):
             inputs=[
                 io.Clip.Input(
                     "clip",
-                    tooltip="The model's text encoder: of SD1.x, SD2.x, SDXL, its refiner, SD3, Flux.1, Qwen-Image, "
-                    "Z-Image, Lumina 2, HunyuanImage or Wan.",
+                    tooltip="The model's text encoder: of SD1.x, SD2.x, SDXL, its refiner, SD3, Flux.1, Flux.2, "
+                    "Qwen-Image, Z-Image, Lumina 2, HunyuanImage or Wan.",
                 ),
                 STORY.Input("story", tooltip="From Story Script."),
                 io.Combo.Input(
@@ -91,10 +91,13 @@ class OneStoryPrompt(io.ComfyNode):
 
         texts = [read(clip, prompt, encoders) for prompt in prompts]
         record = record._replace(rows=tuple(row._replace(texts=texts[p]) for row, p in zip(record.rows, chosen)))
+        left = lengths == "left"
+        if left:
+            record = record.at_the_end()
         scaled = [encoder.key for encoder in encoders if not encoder.is_clip]
         conditioning = []
         for i, (_, options) in enumerate(encoded[0]):
-            embeds, mask = in_rows([encoded[p][i] for p in chosen])
+            embeds, mask = in_rows([encoded[p][i] for p in chosen], left)
             if mask is not None:
                 options = {**options, "attention_mask": mask}
             if QUOTED in set().union(*(encoded[p][i][1] for p in chosen)):
@@ -134,15 +137,17 @@ def check_lengths(prompts: Sequence[Prompt], encoder: str) -> None:
         )
 
 
-def in_rows(rows: Sequence[list[Any]]) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The embedding of entries [1, tokens, channels] as [rows, tokens, channels], with zeros after the shorter ones.
+def in_rows(rows: Sequence[list[Any]], left: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The embedding of entries [1, tokens, channels] as [rows, tokens, channels], with zeros after the shorter ones, or
+    before them (`left`).
 
     The mask [rows, tokens] is 0 there and where the encoder says so, 1 for text; None where it would be 1 everywhere.
     """
     tokens = [embeds.shape[1] for embeds, _ in rows]
-    embeds = torch.cat([F.pad(row, (0, 0, 0, max(tokens) - n)) for (row, _), n in zip(rows, tokens)])
+    missing = [(max(tokens) - n, 0) if left else (0, max(tokens) - n) for n in tokens]
+    embeds = torch.cat([F.pad(row, (0, 0, *side)) for (row, _), side in zip(rows, missing)])
     masks = [options.get("attention_mask", row.new_ones(row.shape[:2], dtype=torch.long)) for row, options in rows]
-    mask = torch.cat([F.pad(own, (0, max(tokens) - n)) for own, n in zip(masks, tokens)])
+    mask = torch.cat([F.pad(own, side) for own, side in zip(masks, missing)])
     return embeds, None if mask.all() else mask
 
 

@@ -19,7 +19,7 @@ class TextEncoder(NamedTuple):
     """What is known of a text encoder beforehand.
 
     `key` is ComfyUI's name of its tokens. Its token vectors have `width` channels and stand in the embedding from
-    token `first` on, at `channels`. A prompt takes `most` tokens of text where the model was trained on no more; with
+    token `first` on, at `channels`: once, or several times, as several layers give them. A prompt takes `most` tokens of text where the model was trained on no more; with
     None, as many as the tokenizer leaves room for, and none further can be encoded. In a `causal` encoder a token has
     read those before it only. A `spaced` one takes each piece of a prompt after the first with a space in front.
     A `templated` one puts a template around the text, whose first `dropped` tokens its output leaves out.
@@ -49,6 +49,8 @@ NAMES = {
     "umt5xxl": "UMT5-XXL",
     "qwen25_7b": "Qwen2.5-VL",
     "qwen3_4b": "Qwen3-4B",
+    "qwen3_8b": "Qwen3-8B",
+    "mistral3_24b": "Mistral-Small-24B",
     "gemma2_2b": "Gemma-2-2B",
 }
 WIDTHS = {"l": 768, "h": 1024, "g": 1280, "t5xxl": 4096, "umt5xxl": 4096}

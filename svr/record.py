@@ -56,6 +56,11 @@ class Row(NamedTuple):
         """Where in `window` the frame prompt stands that this row expresses."""
         return self.window.index(self.frame)
 
+    def shifted(self, by: int) -> "Row":
+        """The row with so many tokens before it that are nobody's."""
+        spans = tuple(own.shifted(by) for own in self.spans)
+        return self._replace(spans=spans, texts=tuple(("",) * by + texts for texts in self.texts))
+
     def span(self, part: int, encoder: int) -> Span:
         """Where one text encoder has a part: SOT, IDENTITY, EOT, or a frame of the window by its number."""
         spans = self.spans[encoder]
@@ -102,6 +107,11 @@ class Record(NamedTuple):
     def select(self, rows: list[int]) -> "Record":
         """The record of an embedding that holds only these rows, in this order."""
         return self._replace(rows=tuple(self.rows[i] for i in rows))
+
+    def at_the_end(self) -> "Record":
+        """The record of an embedding whose shorter rows stand at its end, not at its start."""
+        ends = [max(spans.eot.stop for spans in row.spans) for row in self.rows]
+        return self._replace(rows=tuple(row.shifted(self.tokens - end) for row, end in zip(self.rows, ends)))
 
     def columns(self, row: Row, part: int) -> tuple[Span, ...]:
         """Where a row of the embedding has a part, SOT, IDENTITY, EOT or a frame's number: for encoders that share

@@ -4,6 +4,7 @@ import io
 from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
+from unittest.mock import patch
 
 import comfy.model_patcher
 import comfy.sd
@@ -21,8 +22,8 @@ PICTURE = ROWS * COLUMNS
 class Family(NamedTuple):
     """`pixels` are a token's. A text and a picture are padded to multiples of `multiple` tokens.
 
-    Rotary positions have `axes` channels each, the width's last, and turn by powers of `theta`. A picture is `width`
-    positions wide.
+    Rotary positions have `axes` channels each, the width's at `axis`, and turn by powers of `theta`. A picture is
+    `width` positions wide. A text that is shorter than `least` tokens stands behind as many zeros as are missing.
     """
 
     name: str
@@ -33,18 +34,25 @@ class Family(NamedTuple):
     theta: float
     multiple: int = 1
     width: float = COLUMNS
+    axis: int = -1
+    least: int = 0
 
     def padded(self, tokens: int) -> int:
         return tokens + -tokens % self.multiple
 
+    def text(self, tokens: int) -> int:
+        return max(self.padded(tokens), self.least)
+
     def turn(self, keys: torch.Tensor) -> torch.Tensor:
         """Keys [..., channels] that have a position, one picture's width to the right: a formula of its own."""
-        channels = self.axes[-1]
+        axis = self.axis % len(self.axes)
+        channels = self.axes[axis]
         angles = self.width * self.theta ** (-torch.arange(0, channels, 2, dtype=torch.float64) / channels)
-        first, last = keys.double().split([keys.shape[-1] - channels, channels], dim=-1)
-        pairs = torch.view_as_complex(last.unflatten(-1, (-1, 2)).contiguous())
+        sizes = [sum(self.axes[:axis]), channels, sum(self.axes[axis + 1 :])]
+        first, across, last = keys.double().split(sizes, dim=-1)
+        pairs = torch.view_as_complex(across.unflatten(-1, (-1, 2)).contiguous())
         moved = torch.view_as_real(pairs * torch.exp(1j * angles)).flatten(-2)
-        return torch.cat([first, moved], dim=-1)
+        return torch.cat([first, moved, last], dim=-1)
 
 
 def in_process(kind: type, **config) -> comfy.model_patcher.ModelPatcher:
@@ -172,12 +180,46 @@ def flux(pooled: int | None = 768):
 
 
 @cache
+def flux2():
+    from comfy.ldm.flux.model import Flux
+
+    return loaded(
+        Flux(
+            in_channels=128,
+            out_channels=128,
+            patch_size=1,
+            vec_in_dim=None,
+            context_in_dim=3 * CHANNELS,
+            hidden_size=128,
+            mlp_ratio=3.0,
+            num_heads=1,
+            depth=1,
+            depth_single_blocks=2,
+            axes_dim=[32, 32, 32, 32],
+            theta=2000,
+            qkv_bias=False,
+            guidance_embed=True,
+            txt_ids_dims=[3],
+            global_modulation=True,
+            mlp_silu_act=True,
+            ops_bias=False,
+            **OPERATIONS,
+        )
+    )
+
+
+@cache
 def wan(image_to_video: bool = False, **more):
     from comfy.ldm.wan.model import WanModel
 
     kind = {"model_type": "i2v", "in_dim": 36} if image_to_video else {"model_type": "t2v", "in_dim": 16}
     return loaded(WanModel(**kind, dim=128, out_dim=16, num_heads=1, ffn_dim=64, num_layers=3, **OPERATIONS, **more))
 
+
+STACKED = (10, 20, 30)
+"""The layers of Mistral that Flux.2 dev reads; Klein's are earlier ones of Qwen3."""
+
+WORDS = "a the watercolor fox with blue scarf red reads under an oak runs through deep snow sails sleeps by fire"
 
 SMALL = {
     "hidden_size": CHANNELS,
@@ -194,6 +236,25 @@ def flux_clip():
     from comfy.text_encoders.flux import FluxTokenizer, flux_clip
 
     return text_encoder(flux_clip(), FluxTokenizer)
+
+
+@cache
+def mistral_clip():
+    """Flux.2 dev's, with a small vocabulary in the place of the one that ComfyUI reads from Mistral's file."""
+    from comfy.text_encoders import flux
+
+    small = {**SMALL, "vocab_size": 512, "num_hidden_layers": STACKED[-1]}
+    with patch.object(flux, "load_mistral_tokenizer", lambda _: {"tokenizer_object": byte_pairs(), "legacy": False}):
+        return text_encoder(flux.flux2_te(), flux.Flux2Tokenizer, mistral3_24b_model_config=small)
+
+
+@cache
+def klein_clip(name: str = "qwen3_4b"):
+    from comfy.text_encoders import flux
+
+    tokenizer = {"qwen3_4b": flux.KleinTokenizer, "qwen3_8b": flux.KleinTokenizer8B}[name]
+    small = {**SMALL, "num_hidden_layers": STACKED[-1]}
+    return text_encoder(flux.klein_te(model_type=name), tokenizer, **{f"{name}_model_config": small})
 
 
 @cache
@@ -246,10 +307,9 @@ def sentencepiece(spaces: bool) -> bytes:
     """A small vocabulary of the kind that Gemma has, or UMT5, which adds a space before a text."""
     import sentencepiece
 
-    words = "a the watercolor fox with blue scarf red reads under an oak runs through deep snow sails sleeps by fire"
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([words, *words.split()] * 3),
+        sentence_iterator=iter([WORDS, *WORDS.split()] * 3),
         model_writer=model,
         vocab_size=400,
         hard_vocab_limit=False,
@@ -267,10 +327,31 @@ def sentencepiece(spaces: bool) -> bytes:
     return model.getvalue()
 
 
+def byte_pairs():
+    """A small vocabulary of the kind that Mistral has: byte pairs within words, which count the space before them."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    marks = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]"]
+    tokenizer = Tokenizer(models.BPE())
+    words = Regex(r" ?\p{L}+| ?[^\s\p{L}]+|\s+(?!\S)|\s+")
+    split = pre_tokenizers.Split(words, behavior="isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=marks,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([WORDS] * 3, trainer)
+    return tokenizer
+
+
 FLUX = Family("Flux.1", flux, flux_clip, 16, (16, 56, 56), 10000)
+FLUX2 = Family("Flux.2", flux2, mistral_clip, 16, (32, 32, 32, 32), 2000, axis=2, least=512)
 QWEN_IMAGE = Family("Qwen-Image", qwen_image, qwen_clip, 16, (16, 56, 56), 10000)
 Z_IMAGE = Family("Z-Image", z_image, z_clip, 16, (32, 48, 48), 256, multiple=32)
 LUMINA2 = Family("Lumina 2", lumina2, gemma_clip, 16, (32, 32, 32), 10000)
 HUNYUAN_IMAGE = Family("HunyuanImage", hunyuan_image, hunyuan_clip, 32, (64, 64), 256)
 WAN = Family("Wan", wan, umt5_clip, 16, (44, 42, 42), 10000)
-JOINT = (FLUX, QWEN_IMAGE, Z_IMAGE, LUMINA2, HUNYUAN_IMAGE)
+JOINT = (FLUX, FLUX2, QWEN_IMAGE, Z_IMAGE, LUMINA2, HUNYUAN_IMAGE)

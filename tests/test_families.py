@@ -1,4 +1,4 @@
-"""Qwen-Image, Z-Image, Lumina 2, HunyuanImage and Wan: story prompts, and their attention against float64."""
+"""Flux, Qwen-Image, Z-Image, Lumina 2, HunyuanImage and Wan: story prompts, and their attention against float64."""
 
 from types import SimpleNamespace
 
@@ -8,6 +8,7 @@ from comfy_extras.nodes_rope import ScaleROPE
 from families import (
     COLUMNS,
     FLUX,
+    FLUX2,
     HUNYUAN_IMAGE,
     JOINT,
     LUMINA2,
@@ -63,9 +64,9 @@ def graph(family, conditioning=None):
     return conditioning or positive(clip, TALE), encode(clip, "red fox"), latent
 
 
-def columns(conditioning):
+def columns(conditioning, first=0):
     record = conditioning[0][1][KEY].record
-    return [[t for span in record.columns(row, IDENTITY) for t in range(*span)] for row in record.rows]
+    return [[first + t for span in record.columns(row, IDENTITY) for t in range(*span)] for row in record.rows]
 
 
 def sampled(sigma, frame, rate=0.5, seed=0):
@@ -87,7 +88,7 @@ class References:
     def __init__(self, family, conditionings, further=0, **methods):
         self.of = {}
         for conditioning in conditionings:
-            text = family.padded(conditioning[0][0].shape[1])
+            text = family.text(conditioning[0][0].shape[1])
             whole = text + family.padded(PICTURE) + further
             self.of[whole] = Reference(text, PICTURE, turn=family.turn, blocks=numbered, **methods)
 
@@ -100,13 +101,14 @@ class References:
         return sum(reference.calls for reference in self.of.values())
 
 
-def with_methods(model, conditioning, case):
+def with_methods(family, conditioning, case):
     """The model with our methods, and what the reference has to know of them."""
-    known = {}
+    model, known = family.model(), {}
     if case != "self-attention":
         strength = 3 if case == "IPCA 3" else 1
         model = ipca(model, strength=float(strength))
-        known |= {"columns": columns(conditioning), "strength": strength}
+        zeros = max(0, family.least - conditioning[0][0].shape[1])
+        known |= {"columns": columns(conditioning, zeros), "strength": strength}
     if case in ("self-attention", "both"):
         model = self_attention(model)
         characters = conditioning[0][1][KEY].record.characters
@@ -116,7 +118,7 @@ def with_methods(model, conditioning, case):
 
 def agree(family, case, given, cfg=1.0, further=0):
     model = family.model()
-    ours, known = with_methods(model, given[0], case)
+    ours, known = with_methods(family, given[0], case)
     references = References(family, given[:2], further, **known)
     want = sample(overridden(model, references), *given, cfg=cfg)
     assert references.calls > 0
@@ -227,7 +229,7 @@ def test_positive_and_negative_in_one_batch_equal_the_reference(joint):
 def test_blocks_are_chosen_by_their_numbers(family):
     model, given = family.model(), graph(family)
     one = sample(ipca(model, blocks="double.0"), *given, cfg=1.0)
-    rest = "single.0-1" if family in (FLUX, HUNYUAN_IMAGE) else "double.1-2"
+    rest = "single.0-1" if family in (FLUX, FLUX2, HUNYUAN_IMAGE) else "double.1-2"
     other = sample(ipca(model, blocks=rest), *given, cfg=1.0)
     every = sample(ipca(model), *given, cfg=1.0)
     assert torch.equal(sample(ipca(model, blocks=f"double.0+{rest}"), *given, cfg=1.0), every)
@@ -301,7 +303,7 @@ def test_quoted_words_stand_between_text_and_picture():
     tale = story("a red fox", 'reads "HOME"', "runs", "sleeps")
     given = graph(family, positive(clip, tale))
     tokens = given[0][0][1]["conditioning_byt5small"].shape[1]
-    ours, known = with_methods(family.model(), given[0], "both")
+    ours, known = with_methods(family, given[0], "both")
     text = given[0][0][0].shape[1] + tokens
     whole = Reference(text, PICTURE, turn=family.turn, blocks=numbered, **known)
     got, want = (sample(model, *given, cfg=1.0) for model in (ours, overridden(family.model(), whole)))
@@ -398,10 +400,12 @@ def test_keys_turned_further_are_those_of_the_picture_to_the_right(family):
     embedder = embedder_of(family)
     axes = len(family.axes)
     at = torch.cartesian_prod(*[torch.tensor([3.0])] * (axes - 2), torch.arange(4.0), torch.arange(6.0))[None]
-    beside = at + torch.tensor([*[0.0] * (axes - 1), 6.0])
+    at = at.roll(family.axis + 1, -1)  # the width's axis in its place
+    beside = at.clone()
+    beside[..., family.axis] += 6
     keys = torch.randn(2, 1, at.shape[1], sum(family.axes), generator=torch.Generator().manual_seed(0))
     here, there = (rotated(keys, embedder(ids)) for ids in (at, beside))
-    assert relative_error(turned(here, shift(embedder, axes, axes - 1, 6)), there) < 1e-6
+    assert relative_error(turned(here, shift(embedder, axes, family.axis, 6)), there) < 1e-6
     assert relative_error(family.turn(here), there) < 1e-6
 
 

@@ -19,7 +19,8 @@ __all__ = ["blocks", "copies", "install", "layer_size", "name", "parts"]
 name = "Flux.1"
 parts = thirds
 
-AXES = 3
+WIDTH = 2
+"""The axis of a token's positions that is the picture's width. Flux.2 has one more behind it, which counts its text."""
 
 
 def blocks(model: Any) -> list[Block]:
@@ -48,5 +49,6 @@ def install(transformer_options: dict[str, Any], model: Any, batch: Batch, dispa
         return (text, Span(start, start + picture)) if start >= 0 else None
 
     scale = scale_of(transformer_options)
-    turn = to_the_right(transformer.pe_embedder, AXES, batch, patch, scale)
+    axes = len(transformer.params.axes_dim)
+    turn = to_the_right(transformer.pe_embedder, axes, batch, patch, scale, WIDTH)
     return listening(transformer_options, Numbered(transformer_options, picture, dispatch, placed, turn))

@@ -57,13 +57,15 @@ def listening(transformer_options: dict[str, Any], listener: Listener) -> dict[s
     return {**options, "optimized_attention_override": listener.override}
 
 
-def to_the_right(embedder: Any, axes: int, batch: Batch, patch: int, scale: float = 1.0) -> Callable[[Tensor], Tensor]:
-    """What turns a picture's keys to the places of a picture to its right (AlignedGen); the last axis is the width.
+def to_the_right(
+    embedder: Any, axes: int, batch: Batch, patch: int, scale: float = 1.0, width: int = -1
+) -> Callable[[Tensor], Tensor]:
+    """What turns a picture's keys to the places of a picture to its right (AlignedGen), along the axis `width`.
 
     Neighbouring tokens are `scale` apart.
     """
     columns = patches(batch.size, patch)[1]
-    pe = shift(embedder, axes, axes - 1, columns * scale).to(batch.device)
+    pe = shift(embedder, axes, width, columns * scale).to(batch.device)
     return lambda keys: turned(keys, pe)
 
 

@@ -249,12 +249,12 @@ def mistral_clip():
 
 
 @cache
-def klein_clip(name: str = "qwen3_4b"):
+def klein_clip():
+    """Flux.2 Klein 9B's."""
     from comfy.text_encoders import flux
 
-    tokenizer = {"qwen3_4b": flux.KleinTokenizer, "qwen3_8b": flux.KleinTokenizer8B}[name]
     small = {**SMALL, "num_hidden_layers": STACKED[-1]}
-    return text_encoder(flux.klein_te(model_type=name), tokenizer, **{f"{name}_model_config": small})
+    return text_encoder(flux.klein_te(model_type="qwen3_8b"), flux.KleinTokenizer8B, qwen3_8b_model_config=small)
 
 
 @cache

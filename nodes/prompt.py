@@ -12,10 +12,10 @@ from comfy_api.latest import io
 from ..story.script import Story
 from ..svr.consolidate import Prompt, consolidate
 from ..svr.encoders import TextEncoder, name_of
-from ..svr.measures import token_texts
+from ..svr.measures import prompt_list, token_texts
 from ..svr.record import KEY, Attached, Record, pairs_up, with_scales
 from .encoders import text_model_of
-from .types import CATEGORY, STORY
+from .types import CATEGORY, STORY, show_text
 
 
 class OneStoryPrompt(io.ComfyNode):
@@ -27,7 +27,7 @@ class OneStoryPrompt(io.ComfyNode):
             category=CATEGORY,
             description="Encode a whole story as one conditioning with a row for each frame. In “one prompt” mode "
             "every frame is encoded together with the others, which keeps the character the same.",
-            search_aliases=["story", "prompt consolidation", "1prompt1story", "consistent character"],
+            search_aliases=["story", "prompt consolidation", "1prompt1story"],
             inputs=[
                 io.Clip.Input(
                     "clip",
@@ -60,6 +60,7 @@ class OneStoryPrompt(io.ComfyNode):
                 ),
             ],
             outputs=[io.Conditioning.Output(tooltip="One row for each frame, for SVR or a sampler's positive input.")],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -74,6 +75,7 @@ class OneStoryPrompt(io.ComfyNode):
         prompts, chosen, record = consolidate(story, tokenize, encoders, separate, window, width)
         if lengths == "equal":
             check_lengths([prompts[p] for p in chosen], encoders[0].name)
+        show_text(cls, prompt_list(record))
         alone: list[Prompt] = []
         if pooled == "frame":
             alone = consolidate(story, tokenize, encoders, separate=True)[0]

@@ -18,7 +18,14 @@ class OneStorySelfAttention(io.ComfyNode):
             category=CATEGORY,
             description="Let the frames of a batch look at each other while they are drawn, so that they show the same "
             "character (StoryDiffusion). Works with Story Prompt and with any other batch of pictures.",
-            search_aliases=["story", "consistent character", "storydiffusion", "consistent self-attention"],
+            search_aliases=[
+                "story",
+                "consistent character",
+                "same character",
+                "same face",
+                "storydiffusion",
+                "consistent self-attention",
+            ],
             inputs=[
                 io.Model.Input(
                     "model",

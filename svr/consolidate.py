@@ -74,8 +74,9 @@ def consolidate(
             prompt.tokens.update({key: [plain(c) for c in chunks] for key, chunks in tokens.items() if key not in own})
 
     layout = tuple(
-        Encoder(e.key, Span(e.first, e.first + length - e.dropped), e.channels, e.causal)
-        for (e, _), length in zip(seats, lengths)
+        Encoder(e.key, Span(e.first, e.first + length - e.dropped), e.channels, e.causal, most=seat.most)
+        for seat, length in zip(seats, lengths)
+        for e in (seat.encoder,)
     )
     rows = tuple(Row(j, prompts[p].window, prompts[p].spans) for j, p in enumerate(chosen))
     characters = tuple(frame.characters for frame in story.frames)

@@ -67,7 +67,7 @@ class Encoder(NamedTuple):
     """One text encoder, and which tokens and channels of the embedding are its own.
 
     In a causal one a token has read those before it only. `scale` is how many times shorter its token vectors are than
-    CLIP's.
+    CLIP's, `most` the number of tokens of text that a prompt should not exceed.
     """
 
     name: str
@@ -75,6 +75,7 @@ class Encoder(NamedTuple):
     channels: Span
     causal: bool = True
     scale: float = 1.0
+    most: int = 0
 
 
 class Record(NamedTuple):

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..story.parts import EOT, IDENTITY, SOT
 from ..svr.record import Record, Row, Span
 from .blocks import Blocks
-from .method import Batch, Call, Kind, Layer, Next, Report, additive
+from .method import Batch, Call, Characters, Kind, Layer, Next, Report, additive
 from .schedule import Place, seeded
 
 
@@ -48,6 +48,9 @@ class IPCA:
                 "IPCA has nothing to do, because the sampler's conditioning carries no story: "
                 "wire its positive input from Story Prompt."
             )
+
+    def sources(self, characters: Characters) -> list[list[int]]:
+        return [[] for _ in characters]
 
     def prepare(self, batch: Batch) -> "Biases | None":
         if self.off() or not any(chunk.placement for chunk in batch.chunks):

@@ -91,6 +91,11 @@ class Chunk(NamedTuple):
     placement: Placement | None
 
 
+Kept = dict[Any, tuple[Tensor, Tensor]]
+"""Keys and values that the passes of one evaluation of the model leave for later ones, each method under keys of its
+own. It lives as long as the evaluation."""
+
+
 class Report(Protocol):
     """Where a sampling's warnings go: each once, however many steps and blocks there are."""
 
@@ -105,7 +110,8 @@ class Batch(NamedTuple):
     Each of `chunks` has a row for each of `frames`, numbered as in the story, whose `characters` says whom each frame
     shows. `tokens` is the text's length; latent pictures are `size` high and wide, those of the whole canvas
     `canvas`, and a layer with n tokens has the size `layer_size(n)`, None if it has none. `place` is where in the
-    model's schedule the pass stands.
+    model's schedule the pass stands. `uuids` are the chunks' conditionings. Where a story is drawn in several passes,
+    `kept` has what earlier ones left.
     """
 
     chunks: tuple[Chunk, ...]
@@ -119,6 +125,8 @@ class Batch(NamedTuple):
     dtype: torch.dtype
     device: torch.device
     report: Report
+    uuids: tuple[Any, ...] = ()
+    kept: Kept | None = None
 
     @property
     def rows(self) -> int:
@@ -164,6 +172,9 @@ class Method(Protocol):
 
         Raises `ValueError` for a mistake in the graph; what can be drawn all the same is a warning.
         """
+
+    def sources(self, characters: Characters) -> list[list[int]]:
+        """For each frame of a story, the other frames that it looks at: none of them is drawn in a later pass."""
 
     def prepare(self, batch: Batch) -> Prepared | None:
         """Everything that differs between forward passes, since what follows may be compiled; None for nothing."""

@@ -11,11 +11,11 @@ from torch import Tensor
 from ..story.parts import IDENTITY
 from ..svr.record import Record, Span
 from .blocks import Blocks
-from .method import Batch, Call, Kind, Next, Report
+from .method import Batch, Call, Characters, Kind, Next, Report
 from .schedule import Place
 
 Frames = tuple[int, ...]
-"""The frames that the rows of a run draw."""
+"""The frames that the rows of a run, or of a pass, draw."""
 
 
 class Recording:
@@ -38,13 +38,12 @@ class Recording:
         self.frames = frames
         if not records:
             self.runs.clear()
-        for run in {frames_of(record) for record in records}:
-            self.runs.pop(run, None)
-            self.runs[run] = {}
+        drawn = {frame for record in records for frame in frames_of(record)}
+        self.runs = {run: sums for run, sums in self.runs.items() if not drawn.issuperset(run)}
 
     def add(self, record: Record, mass: Tensor) -> None:
         """One layer's look at one step, [rows, height, width]. It stays on its device: nothing waits for it."""
-        sums = self.runs[frames_of(record)]
+        sums = self.runs.setdefault(frames_of(record), {})
         key = mass.device, mass.shape
         total, count = sums.get(key, (torch.zeros_like(mass), 0))
         sums[key] = total + mass, count + 1
@@ -86,6 +85,9 @@ class Recorder:
 
     def check(self, records: list[Record], places: list[Place], report: Report) -> None:
         self.recording.begin(records)
+
+    def sources(self, characters: Characters) -> list[list[int]]:
+        return [[] for _ in characters]
 
     def prepare(self, batch: Batch) -> "Watch | None":
         # Parts of a picture (areas) are not seen.

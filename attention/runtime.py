@@ -17,9 +17,10 @@ from ..svr.record import KEY
 from .architectures import ARCHITECTURES, layers_of
 from .blocks import describe
 from .dispatch import Dispatch
-from .method import Batch, Characters, Chunk, Method, Placement
-from .rows import check_run, wrong_batch
-from .sampling import Sampling
+from .method import Batch, Characters, Chunk, Kept, Method, Placement
+from .rows import Cut, check_run, wrong_batch
+from .runs import FRAMES_AT_A_TIME, calc_cond_batch, prepare_sampling
+from .sampling import Sampling, cast_of, without_story
 from .schedule import Place
 
 
@@ -48,20 +49,32 @@ def patch(model: Any, method: Method) -> Any:
     if method.off() and not any(type(m) is type(method) for m in methods):
         return clone
     options[KEY] = (*methods, method)
-    for kind, wrapper in (
-        (WrappersMP.OUTER_SAMPLE, outer_sample),
-        (WrappersMP.PREDICT_NOISE, predict_noise),
-        (WrappersMP.APPLY_MODEL, apply_model),
-    ):
-        clone.remove_wrappers_with_key(kind, KEY)
-        clone.add_wrapper_with_key(kind, KEY, wrapper)
+    wrap(clone, WRAPPERS)
     return clone
+
+
+def patch_runs(model: Any, frames_at_a_time: int) -> Any:
+    """A clone of the `ModelPatcher`, of any architecture, that sees so many frames at most in one pass."""
+    clone = model.clone()
+    options = clone.model_options["transformer_options"]
+    options.setdefault(KEY, ())
+    options[FRAMES_AT_A_TIME] = frames_at_a_time
+    wrap(clone, WRAPPERS | RUN_WRAPPERS)
+    return clone
+
+
+def wrap(patcher: Any, wrappers: Mapping[str, Callable[..., Any]]) -> None:
+    """Leave each wrapper once, whatever number of our nodes a model goes through."""
+    for kind, wrapper in wrappers.items():
+        patcher.remove_wrappers_with_key(kind, KEY)
+        patcher.add_wrapper_with_key(kind, KEY, wrapper)
 
 
 class Step(NamedTuple):
     """What one evaluation of the model has to know. `stories` are by the uuid of their conditioning.
 
-    Its batch has a row for each of `frames`, that show `characters`. The latent pictures are of `size`.
+    Its batch has a row for each of `frames`, that show `characters`. The latent pictures are of `size`. It is drawn in
+    `passes`, if any; in one of these, `kept` has what earlier ones left.
     """
 
     sampling: Sampling
@@ -71,6 +84,16 @@ class Step(NamedTuple):
     frames: tuple[int, ...]
     characters: Characters
     size: tuple[int, int]
+    passes: tuple[Cut, ...] = ()
+    kept: Kept | None = None
+
+    def part(self, cut: Cut, kept: Kept) -> "Step":
+        """The step for the rows of one pass."""
+        rows = list(cut.rows)
+        stories = {
+            uuid: placement._replace(record=placement.record.select(rows)) for uuid, placement in self.stories.items()
+        }
+        return self._replace(stories=stories, frames=tuple(self.frames[row] for row in rows), passes=(), kept=kept)
 
 
 def outer_sample(
@@ -90,8 +113,8 @@ def outer_sample(
                 for c in conds:
                     check_run(branch, c, len(record.rows), record.frames)
     transformer_options = options["transformer_options"]
-    sampling = Sampling(guider.model_patcher, transformer_options[KEY])
-    sampling.check(records, sigmas[:-1].tolist())
+    sampling = Sampling(guider.model_patcher, transformer_options[KEY], transformer_options.get(FRAMES_AT_A_TIME, 0))
+    sampling.check(records, sigmas[:-1].tolist(), noise.shape[0])
     guider.model_options = {**options, "transformer_options": {**transformer_options, KEY: sampling}}
     try:
         return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
@@ -119,9 +142,11 @@ def predict_noise(
         )
         methods = ()
     record = next((story.record for story in stories.values() if len(story.record.rows) == rows), None)
-    frames = tuple(row.frame for row in record.rows) if record else tuple(range(rows))
-    characters = record.characters if record else (("",),) * rows
+    frames, characters = cast_of(record) if record else without_story(rows)
     step = Step(sampling, methods, place, stories, frames, characters, size_of(x))
+    if window == rows:
+        casts = {cast_of(story.record) for story in stories.values()} | {(frames, characters)}
+        step = step._replace(passes=sampling.cuts(methods, rows, casts))
     return executor(x, timestep, {**model_options, "transformer_options": {**options, KEY: step}}, seed)
 
 
@@ -138,10 +163,10 @@ def place_stories(conds: dict[str, list[dict[str, Any]]], timestep: Tensor) -> d
             if c["uuid"] in seen:
                 entries[n] = c = {**c, "uuid": uuid.uuid4()}
             seen.add(c["uuid"])
-            owners.setdefault(id(c["model_conds"]["c_crossattn"]), c)
+            owners.setdefault(id(c["model_conds"].get("c_crossattn")), c)
     stories = {}
     for _, c in positive(conds):
-        owner = owners[id(c["model_conds"]["c_crossattn"])]
+        owner = owners[id(c["model_conds"].get("c_crossattn"))]
         early = "timestep_start" in c and timestep[0] > c["timestep_start"]
         late = "timestep_end" in c and timestep[0] < c["timestep_end"]
         if KEY in owner and not early and not late:
@@ -211,6 +236,8 @@ def batch_of(step: Step, uuids: list[Any], x: Tensor, context: Tensor, model: An
         model.get_dtype_inference(),
         x.device,
         step.sampling,
+        tuple(uuids),
+        step.kept,
     )
 
 
@@ -226,3 +253,11 @@ def fitting(
         return None
     found = copies(placement.own_tokens, tokens)
     return placement._replace(copies=found) if found else None
+
+
+WRAPPERS = {
+    WrappersMP.OUTER_SAMPLE: outer_sample,
+    WrappersMP.PREDICT_NOISE: predict_noise,
+    WrappersMP.APPLY_MODEL: apply_model,
+}
+RUN_WRAPPERS = {WrappersMP.CALC_COND_BATCH: calc_cond_batch, WrappersMP.PREPARE_SAMPLING: prepare_sampling}

@@ -10,6 +10,7 @@ from .ipca import OneStoryIPCA
 from .latent import OneStoryLatent
 from .load import OneStoryLoad
 from .metrics import OneStoryMetrics
+from .passes import OneStoryRuns
 from .prompt import OneStoryPrompt
 from .reweight import OneStoryNaiveReweight, OneStorySVR
 from .runs import OneStoryJoin, OneStorySplit
@@ -28,6 +29,7 @@ class OneStoryExtension(ComfyExtension):
             OneStorySVR,
             OneStoryIPCA,
             OneStorySelfAttention,
+            OneStoryRuns,
             OneStoryLatent,
             OneStorySplit,
             OneStoryJoin,

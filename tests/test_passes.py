@@ -1,4 +1,4 @@
-"""Story Runs: one sampler has the whole story, the model sees a few frames at a time, and the pictures stay the same."""
+"""Story Runs: the sampler has the whole story, the model sees a few frames at a time, the pictures are the same."""
 
 import gc
 import weakref
@@ -61,7 +61,7 @@ def test_every_row_is_drawn_once_and_none_before_what_it_looks_at(most):
         generator = torch.Generator().manual_seed(seed)
         count = int(torch.randint(1, 30, (), generator=generator))
         anchors = torch.randperm(count, generator=generator)[:3].tolist()
-        looks = [set(a for a in anchors if a != row and (row + a) % 3) for row in range(count)]
+        looks = [{a for a in anchors if a != row and (row + a) % 3} for row in range(count)]
         planned = plan(looks, most)
         assert sorted(row for rows in planned for row in rows) == list(range(count))
         assert all(len(rows) <= most for rows in planned)

@@ -6,7 +6,6 @@ in an object of its own. No state outlives a sampling and none is global.
 """
 
 import logging
-import uuid
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -18,6 +17,7 @@ from .architectures import ARCHITECTURES, layers_of
 from .blocks import describe
 from .dispatch import Dispatch
 from .method import Batch, Characters, Chunk, Kept, Method, Placement
+from .placing import fitting, place_stories, positive
 from .rows import Cut, check_run, wrong_batch
 from .runs import FRAMES_AT_A_TIME, calc_cond_batch, prepare_sampling
 from .sampling import Sampling, cast_of, without_story
@@ -150,36 +150,6 @@ def predict_noise(
     return executor(x, timestep, {**model_options, "transformer_options": {**options, KEY: step}}, seed)
 
 
-def place_stories(conds: dict[str, list[dict[str, Any]]], timestep: Tensor) -> dict[Any, Placement]:
-    """The guider's conditionings that carry a story and are on at `timestep`, by their uuid.
-
-    Where one list has an area and the other none, ComfyUI puts a copy of the area's entry into the other list, with the
-    embedding of that list's own entry: the story belongs to the embedding, and the copy gets a uuid of its own.
-    """
-    seen: set[Any] = set()
-    owners: dict[int, dict[str, Any]] = {}
-    for entries in conds.values():
-        for n, c in enumerate(entries):
-            if c["uuid"] in seen:
-                entries[n] = c = {**c, "uuid": uuid.uuid4()}
-            seen.add(c["uuid"])
-            owners.setdefault(id(c["model_conds"].get("c_crossattn")), c)
-    stories = {}
-    for _, c in positive(conds):
-        owner = owners[id(c["model_conds"].get("c_crossattn"))]
-        early = "timestep_start" in c and timestep[0] > c["timestep_start"]
-        late = "timestep_end" in c and timestep[0] < c["timestep_end"]
-        if KEY in owner and not early and not late:
-            record = owner[KEY].record
-            stories[c["uuid"]] = Placement(record, owner["cross_attn"].shape[1] // record.interleaved)
-    return stories
-
-
-def positive(conds: dict[str, list[dict[str, Any]]]) -> list[tuple[str, dict[str, Any]]]:
-    """The guider's conditionings, without its negative ones: the method is for the positive branch only."""
-    return [(name, c) for name, entries in conds.items() if "negative" not in name for c in entries]
-
-
 def apply_model(
     executor: Any,
     x: Tensor,
@@ -243,16 +213,6 @@ def batch_of(step: Step, uuids: list[Any], x: Tensor, context: Tensor, model: An
 
 def size_of(latent: Tensor) -> tuple[int, int]:
     return latent.shape[-2], latent.shape[-1]
-
-
-def fitting(
-    placement: Placement | None, rows: int, tokens: int, copies: Callable[[int, int], tuple[int, ...]]
-) -> Placement | None:
-    """The placement in a text of so many tokens, if the batch's rows and tokens are its record's."""
-    if placement is None or rows != len(placement.record.rows):
-        return None
-    found = copies(placement.own_tokens, tokens)
-    return placement._replace(copies=found) if found else None
 
 
 WRAPPERS = {

@@ -4,12 +4,11 @@ from time import perf_counter
 from typing import Any
 
 import comfy.utils
+import latent_preview
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from PIL import Image
 from torch import Tensor
-
-import latent_preview
 
 from ..pages.preview import draw_preview
 

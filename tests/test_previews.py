@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import comfy.latent_formats
 import comfy.utils
+import latent_preview
 import numpy as np
 import pytest
 import torch
@@ -14,8 +15,6 @@ from onestory.nodes import previews
 from onestory.nodes.previews import Preview, outer_sample, with_previews
 from onestory.pages.preview import draw_preview
 from PIL import Image
-
-import latent_preview
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ from ..attention.blocks import parse_blocks
 from ..attention.recorder import Recorder, Recording, resize, stretch
 from ..attention.runtime import patch
 from ..pages.heat import overlay
+from .previews import with_previews
 from .types import CATEGORY, reach_inputs
 
 STORY_ATTENTION = io.Custom("STORY_ATTENTION")
@@ -45,7 +46,7 @@ class OneStoryAttentionRecorder(io.ComfyNode):
     @classmethod
     def execute(cls, model: ModelPatcher, blocks: str, start_percent: float, end_percent: float) -> io.NodeOutput:
         recorder = Recorder(Recording(), parse_blocks(blocks), start_percent, end_percent)
-        return io.NodeOutput(patch(model, recorder), recorder.recording)
+        return io.NodeOutput(with_previews(patch(model, recorder)), recorder.recording)
 
 
 class OneStoryAttentionView(io.ComfyNode):

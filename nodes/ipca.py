@@ -6,6 +6,7 @@ from comfy_api.latest import io
 from ..attention.blocks import parse_blocks
 from ..attention.ipca import IPCA
 from ..attention.runtime import patch
+from .previews import with_previews
 from .types import CATEGORY, reach_inputs, seed_input
 
 
@@ -69,4 +70,4 @@ class OneStoryIPCA(io.ComfyNode):
         seed: int,
     ) -> io.NodeOutput:
         ipca = IPCA(strength, variant, dropout, parse_blocks(blocks), start_percent, end_percent, seed)
-        return io.NodeOutput(patch(model, ipca))
+        return io.NodeOutput(with_previews(patch(model, ipca)))

@@ -2,6 +2,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..attention.runtime import patch_runs
+from .previews import with_previews
 from .types import CATEGORY
 
 
@@ -34,4 +35,4 @@ class OneStoryRuns(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: ModelPatcher, frames_at_a_time: int) -> io.NodeOutput:
-        return io.NodeOutput(patch_runs(model, frames_at_a_time))
+        return io.NodeOutput(with_previews(patch_runs(model, frames_at_a_time)))

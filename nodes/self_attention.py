@@ -6,6 +6,7 @@ from comfy_api.latest import io
 from ..attention.blocks import parse_blocks
 from ..attention.runtime import patch
 from ..attention.self_attention import SelfAttention
+from .previews import with_previews
 from .types import CATEGORY, reach_inputs, seed_input
 
 
@@ -80,4 +81,5 @@ class OneStorySelfAttention(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: ModelPatcher, blocks: str, **parameters: Any) -> io.NodeOutput:
-        return io.NodeOutput(patch(model, SelfAttention(blocks=parse_blocks(blocks), **parameters)))
+        attention = SelfAttention(blocks=parse_blocks(blocks), **parameters)
+        return io.NodeOutput(with_previews(patch(model, attention)))

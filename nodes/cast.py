@@ -100,7 +100,7 @@ def fit_mask(mask: torch.Tensor | None, images: torch.Tensor) -> torch.Tensor | 
 def check_face(face: torch.Tensor | None) -> None:
     if face is not None and (face.ndim != 2 or face.shape[1] != FACE_CHANNELS):
         shape = " x ".join(map(str, face.shape))
-        raise ValueError(f"Story Cast has a face of {shape} numbers: a face embedding has {FACE_CHANNELS} for each face.")
+        raise ValueError(f"Story Cast has a face of {shape} numbers: an embedding has {FACE_CHANNELS} for each face.")
 
 
 def add_member(cast: Cast, member: Member) -> Cast:
@@ -120,10 +120,13 @@ def merged(member: Member, more: Member) -> Member:
         )
     mask = None
     if member.mask is not None or more.mask is not None:
-        masks = [part.images.new_ones(part.images.shape[:3]) if part.mask is None else part.mask for part in (member, more)]
-        mask = torch.cat(masks)
+        mask = torch.cat([everywhere(part) if part.mask is None else part.mask for part in (member, more)])
     faces = [part.face for part in (member, more) if part.face is not None]
     return Member(member.name, torch.cat([member.images, more.images]), mask, torch.cat(faces) if faces else None)
+
+
+def everywhere(member: Member) -> torch.Tensor:
+    return member.images.new_ones(member.images.shape[:3])
 
 
 def count(images: torch.Tensor) -> str:

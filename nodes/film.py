@@ -48,8 +48,8 @@ class OneStoryTransitions(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Image.Output(display_name="start", is_output_list=True, tooltip="The picture each clip begins with."),
-                io.Image.Output(display_name="end", is_output_list=True, tooltip="The picture each clip ends with."),
+                io.Image.Output(display_name="start", is_output_list=True, tooltip="What each clip begins with."),
+                io.Image.Output(display_name="end", is_output_list=True, tooltip="What each clip ends with."),
                 io.String.Output(display_name="prompt", is_output_list=True, tooltip="The clips' prompts."),
                 io.Int.Output(
                     display_name="number",
@@ -60,9 +60,7 @@ class OneStoryTransitions(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls, images: torch.Tensor, story: Story, template: str, pairs: str, cuts: str = ""
-    ) -> io.NodeOutput:
+    def execute(cls, images: torch.Tensor, story: Story, template: str, pairs: str, cuts: str = "") -> io.NodeOutput:
         frames = story.frames
         if len(images) != len(frames):
             raise ValueError(
@@ -101,6 +99,21 @@ class OneStoryJoinClips(io.ComfyNode):
             search_aliases=["story", "video", "film", "concatenate", "cross-fade", "slideshow", "join"],
             is_input_list=True,
             inputs=[
+                io.Int.Input(
+                    "hold",
+                    default=24,
+                    min=1,
+                    max=10000,
+                    tooltip="How many pictures of the film a still one stands for.",
+                ),
+                io.Int.Input(
+                    "fade",
+                    default=0,
+                    min=0,
+                    max=1000,
+                    tooltip="How many pictures of the film fade from one to the next where there is a cut. 0 for "
+                    "a hard cut.",
+                ),
                 io.Image.Input(
                     "clips",
                     optional=True,
@@ -119,21 +132,6 @@ class OneStoryJoinClips(io.ComfyNode):
                     "images",
                     optional=True,
                     tooltip="The story's pictures: those that no clip begins or ends with stand still.",
-                ),
-                io.Int.Input(
-                    "hold",
-                    default=24,
-                    min=1,
-                    max=10000,
-                    tooltip="How many pictures of the film a still one stands for.",
-                ),
-                io.Int.Input(
-                    "fade",
-                    default=0,
-                    min=0,
-                    max=1000,
-                    tooltip="How many pictures of the film fade from one to the next where there is a cut. 0 for a hard "
-                    "cut.",
                 ),
             ],
             outputs=[io.Image.Output(tooltip="The film as one batch, as large as the first clip.")],
@@ -186,7 +184,7 @@ def clip_values(story: Story, j: int) -> dict[str, str]:
 
 
 def check_starts(starts: list[int], clips: int, frames: int) -> None:
-    """Raise `ValueError` unless there is one start for each clip, in order and within the story's pictures, if any."""
+    """Raise `ValueError` unless each clip has a start, in order and within the story's pictures, if any."""
     if len(starts) != clips:
         raise ValueError(
             f"Join Clips has {clips} {'clip' if clips == 1 else 'clips'} and {len(starts)} in `number`: wire both from "

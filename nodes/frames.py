@@ -59,9 +59,7 @@ class OneStoryFrames(io.ComfyNode):
                     control_after_generate=io.ControlAfterGenerate.fixed,
                     tooltip="The first frame's seed; each next frame has the next one.",
                 ),
-                io.Boolean.Input(
-                    "same_seed", default=False, tooltip="Give every frame the same seed.", advanced=True
-                ),
+                io.Boolean.Input("same_seed", default=False, tooltip="Give every frame the same seed.", advanced=True),
                 io.String.Input(
                     "file_prefix",
                     default="story",
@@ -229,7 +227,8 @@ def check_cast(story: Story, members: dict[str, Any]) -> None:
         if name not in known:
             who = f"[{name}]" if name else "a character without a name"
             raise ValueError(
-                f"Story Frames has {who} in the cast and not in the story: wire the same story into Story Cast and here."
+                f"Story Frames has {who} in the cast and not in the story: wire the same story into Story Cast and "
+                "here."
             )
 
 

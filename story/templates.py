@@ -43,7 +43,9 @@ def find_character(story: Story, name: str, node: str) -> Character:
         raise ValueError(
             f"{node} has “{wanted}” as `character`, and the story's one character has no name: leave `character` empty."
         )
-    raise ValueError(f"{node} has “{wanted}” as `character`, and the story has {listed(names, 'and')}: write one of them.")
+    raise ValueError(
+        f"{node} has “{wanted}” as `character`, and the story has {listed(names, 'and')}: write one of them."
+    )
 
 
 def picture_words(template: str, story: Story, names: tuple[str, ...]) -> str:

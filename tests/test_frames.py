@@ -7,8 +7,11 @@ from onestory.nodes.cast import OneStoryCast
 from onestory.nodes.film import OneStoryJoinClips, OneStoryTransitions
 from onestory.nodes.frames import OneStoryCollectFrames, OneStoryFrames
 from onestory.nodes.types import STORY_CAST
+from studio import saved
+from test_server import node
 
-TALE = story("[Mia] a girl\n[Otto] an owl", "[Mia] runs", "[Otto] and [Mia] talk", "[NC] a castle", "[Otto] sleeps # Zzz")
+LINES = "[Mia] runs", "[Otto] and [Mia] talk", "[NC] a castle", "[Otto] sleeps # Zzz"
+TALE = story("[Mia] a girl\n[Otto] an owl", *LINES)
 MIA, OTTO = random([2, 16, 24, 3], 1), random([1, 24, 16, 3], 2)
 SETTINGS = {
     "template": "{pictures} {identity}. {frame}",
@@ -58,7 +61,7 @@ def test_a_cast_has_each_characters_pictures_and_those_of_the_same_one_add_up():
         ("Otto", {"cast": CAST}, r"pictures of \[Otto\] of 16 x 24 and of 24 x 16: resize them"),
         ("Mia", {"mask": torch.ones(3, 16, 24)}, "has 3 masks and 2 pictures: give one mask for all"),
         ("Mia", {"mask": torch.ones(1, 64, 64)}, "has a mask of 64 x 64 and pictures of 24 x 16"),
-        ("Mia", {"face": torch.ones(1, 128)}, "has a face of 1 x 128 numbers: a face embedding has 512"),
+        ("Mia", {"face": torch.ones(1, 128)}, "has a face of 1 x 128 numbers: an embedding has 512"),
     ],
 )
 def test_a_wrong_member_is_a_sentence(character, more, said):
@@ -80,7 +83,8 @@ def test_each_frame_gets_its_prompt_and_the_pictures_of_those_it_shows():
     assert captions[3] == "Zzz" and seeds == [7, 8, 9, 10] and numbers == [1, 2, 3, 4]
     assert names == ["tale_01", "tale_02", "tale_03", "tale_04"]
     white = torch.ones(1, 16, 24, 3)
-    for got, want in zip((first, second, third), ([MIA[:1], MIA[:1], white, OTTO], [white, OTTO, white, white], [white] * 4)):
+    places = [MIA[:1], MIA[:1], white, OTTO], [white, OTTO, white, white], [white] * 4
+    for got, want in zip((first, second, third), places):
         assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
     assert [len(batch) for batch in references] == [2, 3, 1, 1] and torch.equal(references[1][:2], MIA)
     fitted = references[1][2]
@@ -90,8 +94,9 @@ def test_each_frame_gets_its_prompt_and_the_pictures_of_those_it_shows():
 
 def test_what_is_missing_may_be_nothing_or_an_error_that_names_the_frame():
     _, references, first, second, *_ = frames(missing="nothing")
-    assert references[2] is None and first[2] is None and [one is None for one in second] == [True, False, True, True]
-    with pytest.raises(ValueError, match="has no picture for frame 3, which shows nobody of the cast: add a Story Cast"):
+    assert references[2] is None and first[2] is None and second[0] is None
+    assert torch.equal(second[1], OTTO)
+    with pytest.raises(ValueError, match="has no picture for frame 3, which shows nobody of the cast: add"):
         frames(missing="error")
 
 
@@ -101,7 +106,7 @@ def test_templates_and_single_frames():
     assert prompts[1] == "sleeps; Otto, (Zzz)" and seeds == [7, 7] and numbers == [2, 4] and names[1] == "tale_04"
     assert frames(STORY_OF_ONE, None)[0] == ["a fox. runs", "a fox. sleeps"]
     assert frames(STORY_OF_ONE, member(MIA, tale=STORY_OF_ONE))[0][0] == "Picture 1 is a fox. a fox. runs"
-    with pytest.raises(ValueError, match=r"template has \{place\}, which is not a placeholder: it may have \{pictures\}"):
+    with pytest.raises(ValueError, match=r"template has \{place\}, which is not a placeholder: it may"):
         frames(template="{place}")
     with pytest.raises(ValueError, match=r"pictures has \{who\}"):
         frames(pictures="{who}")
@@ -130,12 +135,57 @@ def test_pictures_come_back_in_the_storys_order_and_single_ones_are_redone():
             collect(*args)
 
 
+# --- on the server ----------------------------------------------------------------------------------------------------
+
+
+def test_pictures_reach_their_frames_through_comfyuis_own_nodes_and_a_film_is_saved(server):
+    """Colours stand for characters; core's nodes run once for each frame and for each pair."""
+
+    def colour(value):
+        return node("EmptyImage", width=32, height=32, batch_size=1, color=value)
+
+    graph = {
+        "script": node(
+            "OneStoryScript",
+            identity="[Mia] a girl\n[Otto] an owl",
+            frames="[Mia] runs\n[Mia] and [Otto] talk\n[NC] a castle\n[Otto] sleeps",
+        ),
+        "red": colour(0xFF0000),
+        "blue": colour(0x0000FF),
+        "mia": node("OneStoryCast", story=["script", 0], images=["red", 0], character="Mia"),
+        "otto": node("OneStoryCast", story=["script", 0], images=["blue", 0], character="Otto", cast=["mia", 0]),
+        "frames": node("OneStoryFrames", story=["script", 0], cast=["otto", 0], **SETTINGS),
+        "nothing": node("OneStoryFrames", story=["script", 0], cast=["otto", 0], **SETTINGS | {"missing": "nothing"}),
+        "checkpoint": node("CheckpointLoaderSimple", ckpt_name="onestory_random.safetensors"),
+        "qwen": node(
+            "TextEncodeQwenImageEditPlus", clip=["checkpoint", 1], prompt=["nothing", 0], image1=["nothing", 2],
+            image2=["nothing", 3], image3=["nothing", 4],
+        ),
+        "rows": node("PreviewAny", source=["qwen", 0]),
+        "small": node("ImageScale", image=["frames", 2], upscale_method="area", width=16, height=16, crop="disabled"),
+        "collect": node("OneStoryCollectFrames", images=["small", 0], story=["script", 0]),
+        "pairs": node(
+            "OneStoryTransitions", images=["collect", 0], story=["script", 0], template="{to}", pairs="all neighbours",
+            cuts="2",
+        ),
+        "clip": node("ImageBatch", image1=["pairs", 0], image2=["pairs", 1]),
+        "film": node("OneStoryJoinClips", clips=["clip", 0], number=["pairs", 3], hold=2, fade=1),
+        "save": node("SaveImage", images=["film", 0], filename_prefix="film"),
+    }  # fmt: skip
+    outputs = server.run(graph)
+    pictures = saved(server, outputs, "save")
+    red, white, blue = (255, 0, 0), (255, 255, 255), (0, 0, 255)
+    assert [picture.getpixel((8, 8)) for picture in pictures] == [red, red, (255, 127, 127), white, blue]
+
+
 # --- Story Transitions and Join Clips ---------------------------------------------------------------------------------
 
 
 def test_neighbours_become_starts_ends_and_prompts_with_cuts_where_wanted():
-    tale, images = story("[Mia] a girl\n[Otto] an owl", "[Mia] runs", "[Mia] eats", "[Otto] flies"), random([3, 8, 8, 3])
-    start, end, prompts, numbers = OneStoryTransitions.execute(images, tale, "{identity}, {to}", "all neighbours").result
+    tale = story("[Mia] a girl\n[Otto] an owl", "[Mia] runs", "[Mia] eats", "[Otto] flies")
+    images = random([3, 8, 8, 3])
+    every = OneStoryTransitions.execute(images, tale, "{identity}, {to}", "all neighbours").result
+    start, end, prompts, numbers = every
     assert torch.equal(torch.cat(start), images[:2]) and torch.equal(torch.cat(end), images[1:])
     assert prompts == ["a girl, eats", "an owl, flies"] and numbers == [1, 2]
     same = OneStoryTransitions.execute(images, tale, "{from} > {to}", "same characters").result

@@ -5,6 +5,9 @@ from comfy_api.latest import ComfyExtension, io
 from .attention_view import OneStoryAttentionRecorder, OneStoryAttentionView
 from .board import OneStoryBoard
 from .book import OneStoryBook
+from .cast import OneStoryCast
+from .film import OneStoryJoinClips, OneStoryTransitions
+from .frames import OneStoryCollectFrames, OneStoryFrames
 from .inspect import OneStoryInspect
 from .ipca import OneStoryIPCA
 from .latent import OneStoryLatent
@@ -36,6 +39,11 @@ class OneStoryExtension(ComfyExtension):
             OneStoryPickTakes,
             OneStoryBoard,
             OneStoryBook,
+            OneStoryCast,
+            OneStoryFrames,
+            OneStoryCollectFrames,
+            OneStoryTransitions,
+            OneStoryJoinClips,
             OneStoryInspect,
             OneStoryAttentionRecorder,
             OneStoryAttentionView,

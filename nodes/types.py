@@ -10,6 +10,10 @@ from ..story.script import Story, cast_list
 STORY = io.Custom("STORY")
 STORY_VECTORS = io.Custom("STORY_VECTORS")
 """What a vision model sees in each picture: an array [pictures, channels], float64."""
+STORY_CAST = io.Custom("STORY_CAST")
+"""The pictures of a story's characters: a tuple of `Member`."""
+STORY_FACE = io.Custom("STORY_FACE")
+"""Face embeddings [faces, 512] of one character."""
 CATEGORY = "OneStory"
 
 

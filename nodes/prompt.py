@@ -31,8 +31,8 @@ class OneStoryPrompt(io.ComfyNode):
             inputs=[
                 io.Clip.Input(
                     "clip",
-                    tooltip="The model's text encoder: of SD1.x, SD2.x, SDXL, its refiner, SD3, Flux.1, Qwen-Image, "
-                    "Z-Image, Lumina 2, HunyuanImage or Wan.",
+                    tooltip="The model's text encoder: of SD1.x, SD2.x, SDXL, its refiner, SD3, Flux.1, Chroma, "
+                    "Qwen-Image, Z-Image, Lumina 2, HunyuanImage or Wan.",
                 ),
                 STORY.Input("story", tooltip="From Story Script."),
                 io.Combo.Input(
@@ -96,7 +96,7 @@ class OneStoryPrompt(io.ComfyNode):
         for i, (_, options) in enumerate(encoded[0]):
             embeds, mask = in_rows([encoded[p][i] for p in chosen])
             if mask is not None:
-                options = {**options, "attention_mask": mask}
+                options = {**options, **(squared(mask) if lengths == "squared" else {"attention_mask": mask})}
             if QUOTED in set().union(*(encoded[p][i][1] for p in chosen)):
                 options = {**options, QUOTED: quoted([encoded[p][i][1].get(QUOTED) for p in chosen])}
             rows = [encoded[p][i][1]["pooled_output"] for p in chosen]
@@ -144,6 +144,19 @@ def in_rows(rows: Sequence[list[Any]]) -> tuple[torch.Tensor, torch.Tensor | Non
     masks = [options.get("attention_mask", row.new_ones(row.shape[:2], dtype=torch.long)) for row, options in rows]
     mask = torch.cat([F.pad(own, (0, max(tokens) - n)) for own, n in zip(masks, tokens)])
     return embeds, None if mask.all() else mask
+
+
+HIDDEN = -30000.0
+"""What is added to the logit of a token that nobody may look at: a number in every type, whose exponential is 0."""
+
+
+def squared(mask: torch.Tensor) -> dict[str, Any]:
+    """A mask [rows, tokens] as Chroma takes it: added to the logits, [rows, tokens + 1, tokens + 1].
+
+    The last is for the picture's tokens, all alike: ComfyUI stretches that one to their number.
+    """
+    keys = F.pad((mask == 0) * HIDDEN, (0, 1))
+    return {"attention_mask": keys[:, None].repeat(1, keys.shape[1], 1), "attention_mask_img_shape": (1, 1)}
 
 
 def quoted(rows: Sequence[torch.Tensor | None]) -> torch.Tensor:

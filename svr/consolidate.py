@@ -38,7 +38,7 @@ def consolidate(
     Frames that show the same characters share one prompt [P0; P1; ...; PN]. When it does not fit the encoder, frame j
     gets its own [P0; Pj; ...; Pj+w-1], circular, with the largest w for which every window fits (`window`, if not 0,
     limits w). `separate` gives every frame [P0; Pj]. A frame without characters always stands alone. All prompts are
-    padded to the longest, where an encoder pads. `width` is the embedding's, if the encoders use less.
+    padded to the longest, where an encoder evens them. `width` is the embedding's, if the encoders use less.
     Raises `ValueError` for a frame that has no tokens or does not fit alone.
     """
     seats = [Seat(encoder, slot_of(tokenize, encoder)) for encoder in encoders]
@@ -192,7 +192,9 @@ def join(window: tuple[int, ...], pieces: Sequence[Piece], seats: Sequence[Seat]
             chunk += piece[encoder.key]
             found.append(Span(start + begin, start + len(chunk)))
         sot = Span(encoder.first, encoder.first + (len(slot.before) if encoder.is_clip else 0))
-        end = start + (length if slot.padding else len(chunk) + len(slot.after))
+        if not (slot.padding and encoder.evened):
+            length = length_of(Seat(encoder, slot), pieces)
+        end = start + length
         spans.append(Spans(found[0], tuple(found[1:]), Span(start + len(chunk), end), sot))
         chunk += slot.after
         if slot.padding:

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
@@ -17,7 +18,7 @@ from ..svr.record import KEY
 from .architectures import ARCHITECTURES, layers_of
 from .blocks import describe
 from .dispatch import Dispatch
-from .method import Batch, Characters, Chunk, Method, Placement
+from .method import Alone, Batch, Characters, Chunk, Method, Placement
 from .rows import check_run, wrong_batch
 from .sampling import Sampling
 from .schedule import Place
@@ -146,7 +147,8 @@ def place_stories(conds: dict[str, list[dict[str, Any]]], timestep: Tensor) -> d
         late = "timestep_end" in c and timestep[0] < c["timestep_end"]
         if KEY in owner and not early and not late:
             record = owner[KEY].record
-            stories[c["uuid"]] = Placement(record, owner["cross_attn"].shape[1] // record.interleaved)
+            own_tokens = owner["cross_attn"].shape[1] // record.interleaved
+            stories[c["uuid"]] = Placement(record, own_tokens, alone=owner[KEY].alone)
     return stories
 
 
@@ -176,9 +178,13 @@ def apply_model(
         if c_crossattn is not None and step.methods:
             model, sampling = executor.class_obj, step.sampling
             batch = batch_of(step, transformer_options["uuids"], x, c_crossattn, model)
+            chosen = {block: sampling.chosen(step.methods, block) for block in sampling.blocks}
+            if any(method.reads_alone for methods in chosen.values() for method in methods):
+                batch = batch._replace(alone=alone_of(batch.chunks, c_crossattn))
             prepared = {method: method.prepare(batch) for method in step.methods}
             if any(prepared.values()):
-                chosen = {block: sampling.chosen(step.methods, block) for block in sampling.blocks}
+                if batch.alone is not None:
+                    c_crossattn = torch.cat([c_crossattn, batch.alone.tokens], dim=1)
                 dispatch = Dispatch(chosen, prepared, batch)
                 transformer_options = sampling.architecture.install(transformer_options, model, batch, dispatch)
     return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
@@ -212,6 +218,18 @@ def batch_of(step: Step, uuids: list[Any], x: Tensor, context: Tensor, model: An
         x.device,
         step.sampling,
     )
+
+
+def alone_of(chunks: tuple[Chunk, ...], context: Tensor) -> Alone | None:
+    """The rows' identities encoded alone, as the context's rows; None where no row has one."""
+    stories = [chunk for chunk in chunks if chunk.placement is not None and chunk.placement.alone is not None]
+    counts = [0] * len(context)
+    most = max((chunk.placement.alone.shape[1] for chunk in stories), default=0)
+    tokens = context.new_zeros(len(context), most, context.shape[2])
+    for start, stop, placement in stories:
+        tokens[start:stop, : placement.alone.shape[1]] = placement.alone.to(tokens)
+        counts[start:stop] = [row.alone for row in placement.record.rows]
+    return Alone(tokens, tuple(counts)) if most else None
 
 
 def size_of(latent: Tensor) -> tuple[int, int]:

@@ -36,10 +36,11 @@ class OneStoryIPCA(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "variant",
-                    options=["released", "paper"],
+                    options=["released", "paper", "own keys"],
                     default="released",
                     tooltip="“released” strengthens the identity's words only, as the authors' code does; “paper” also "
-                    "the end-of-text tokens, and dilutes the frame's own.",
+                    "the end-of-text tokens, and dilutes the frame's own. “own keys”, for models that read T5 or UMT5, lets "
+                    "the picture look at the identity encoded without any frame.",
                 ),
                 io.Float.Input(
                     "dropout",
@@ -61,7 +62,7 @@ class OneStoryIPCA(io.ComfyNode):
         cls,
         model: ModelPatcher,
         strength: float,
-        variant: Literal["released", "paper"],
+        variant: Literal["released", "paper", "own keys"],
         dropout: float,
         blocks: str,
         start_percent: float,

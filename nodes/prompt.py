@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from comfy.sd import CLIP
 from comfy_api.latest import io
 
+from ..story.parts import IDENTITY, SOT
 from ..story.script import Story
-from ..svr.consolidate import Prompt, consolidate
+from ..svr.consolidate import Prompt, consolidate, identities_alone
 from ..svr.encoders import TextEncoder, name_of
 from ..svr.measures import token_texts
 from ..svr.record import KEY, Attached, Record, pairs_up, with_scales
@@ -78,7 +79,11 @@ class OneStoryPrompt(io.ComfyNode):
         if pooled == "frame":
             alone = consolidate(story, tokenize, encoders, separate=True)[0]
 
-        progress = comfy.utils.ProgressBar(len(prompts) + len(alone))
+        # Where a token has read what follows it, the identity in a story is not the identity.
+        whole = any(not encoder.causal for encoder in encoders)
+        identities = identities_alone(story, tokenize, encoders, width) if whole else {}
+
+        progress = comfy.utils.ProgressBar(len(prompts) + len(alone) + len(identities))
         encoded = [encode(clip, prompt, progress) for prompt in prompts]
         encoded_alone = [encode(clip, prompt, progress) for prompt in alone]
 
@@ -88,9 +93,16 @@ class OneStoryPrompt(io.ComfyNode):
             check(prompt, schedule, record.select([chosen.index(p)]))
         for prompt, schedule in zip(alone, encoded_alone):
             check_pooled(prompt, schedule)
+        if record.interleaved > 1:
+            identities = {}
+        vectors = {text: encode_alone(clip, *each, progress) for text, each in identities.items()}
 
         texts = [read(clip, prompt, encoders) for prompt in prompts]
-        record = record._replace(rows=tuple(row._replace(texts=texts[p]) for row, p in zip(record.rows, chosen)))
+        of_frames = [vectors.get(frame.identity) for frame in story.frames]
+        counts = [0 if own is None else own.shape[1] for own in of_frames]
+        record = record._replace(
+            rows=tuple(row._replace(texts=texts[p], alone=n) for row, p, n in zip(record.rows, chosen, counts))
+        )
         scaled = [encoder.key for encoder in encoders if not encoder.is_clip]
         conditioning = []
         for i, (_, options) in enumerate(encoded[0]):
@@ -105,7 +117,8 @@ class OneStoryPrompt(io.ComfyNode):
             pooled_output = None if any(row is None for row in rows) else torch.cat(rows)
             if pooled == "zero" and pooled_output is not None:
                 pooled_output = torch.zeros_like(pooled_output)
-            attached = Attached.to(embeds, with_scales(embeds, record, scaled))
+            own = in_one([None if each is None else each[i] for each in of_frames]) if vectors else None
+            attached = Attached.to(embeds, with_scales(embeds, record, scaled), own)
             conditioning.append([embeds, {**options, "pooled_output": pooled_output, KEY: attached}])
         return io.NodeOutput(conditioning)
 
@@ -115,6 +128,28 @@ def encode(clip: CLIP, prompt: Prompt, progress: comfy.utils.ProgressBar) -> lis
     schedule = clip.encode_from_tokens_scheduled(prompt.tokens, show_pbar=False)
     progress.update(1)
     return schedule
+
+
+def encode_alone(clip: CLIP, prompt: Prompt, record: Record, progress: comfy.utils.ProgressBar) -> torch.Tensor:
+    """SOT and identity of a prompt that has nothing else, for each entry of its schedule: [entries, tokens, channels].
+
+    Those of each text encoder that has tokens of its own follow each other.
+    """
+    schedule = encode(clip, prompt, progress)
+    check(prompt, schedule, record)
+    spans = [span for part in (SOT, IDENTITY) for span in record.columns(record.rows[0], part)]
+    columns = [t for span in sorted(spans) for t in range(*span)]
+    return torch.cat([embeds[:, columns] for embeds, _ in schedule])
+
+
+def in_one(rows: Sequence[torch.Tensor | None]) -> torch.Tensor:
+    """Rows [tokens, channels], or None for no token, as [rows, tokens, channels] with zeros after the shorter ones."""
+    longest = max((row for row in rows if row is not None), key=len)
+    out = longest.new_zeros(len(rows), *longest.shape)
+    for row, own in zip(out, rows):
+        if own is not None:
+            row[: len(own)] = own
+    return out
 
 
 QUOTED = "conditioning_byt5small"
@@ -195,8 +230,9 @@ def check_pooled(prompt: Prompt, schedule: list[list[Any]]) -> None:
 def not_finite(what: str, prompt: Prompt) -> str:
     frames = "frame " if len(prompt.window) == 1 else "frames "
     frames += ", ".join(str(frame + 1) for frame in prompt.window)
+    of = frames if prompt.window else "an identity"
     return (
-        f"{what} is not finite (NaN or infinity) for the prompt of {frames}: start ComfyUI with --fp32-text-enc, or "
+        f"{what} is not finite (NaN or infinity) for the prompt of {of}: start ComfyUI with --fp32-text-enc, or "
         "leave out the LoRAs and patches on `clip`, or load another text encoder."
     )
 

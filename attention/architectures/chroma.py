@@ -11,6 +11,7 @@ from comfy.ldm.chroma.model import Chroma
 from ...svr.record import Span
 from ..blocks import Block, thirds
 from ..method import Batch
+from .beside import beside_of
 from .joint import copies, grid, patches
 from .numbered import Numbered, double_and_single, listening, to_the_right
 
@@ -44,4 +45,4 @@ def install(transformer_options: dict[str, Any], model: Any, batch: Batch, dispa
         return (text, Span(start, queries)) if start >= 0 else None
 
     turn = to_the_right(transformer.pe_embedder, AXES, batch, transformer.patch_size)
-    return listening(transformer_options, Numbered(transformer_options, picture, dispatch, placed, turn))
+    return listening(transformer_options, Numbered(transformer_options, picture, dispatch, placed, turn, beside_of(batch)))

@@ -161,7 +161,6 @@ class Method(Protocol):
     widens: ClassVar[bool]
     """Whether it hands on other keys than it is given, so that it comes after those that look at them."""
 
-
     @property
     def reads_alone(self) -> bool:
         """Whether it looks at the identities encoded alone, which the model then reads after the text."""

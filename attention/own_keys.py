@@ -74,7 +74,7 @@ def check_alone(records: Sequence[Record]) -> None:
                 "IPCA's variant “own keys” is for T5 and UMT5, which read a prompt as a whole (SD3 with T5, Flux.1, "
                 f"Chroma, Wan), and this story is encoded by {names}: set `variant` to “released”."
             )
-        identities = any(len(range(*spans.identity)) for row in record.rows for spans in row.spans)
+        identities = any(spans.identity.start < spans.identity.stop for row in record.rows for spans in row.spans)
         if identities and not any(row.alone for row in record.rows):
             raise ValueError(
                 "IPCA's variant “own keys” finds no identity encoded alone in the sampler's conditioning: run Story "

@@ -222,14 +222,19 @@ def batch_of(step: Step, uuids: list[Any], x: Tensor, context: Tensor, model: An
 
 def alone_of(chunks: tuple[Chunk, ...], context: Tensor) -> Alone | None:
     """The rows' identities encoded alone, as the context's rows; None where no row has one."""
-    stories = [chunk for chunk in chunks if chunk.placement is not None and chunk.placement.alone is not None]
+    found = [
+        (start, stop, placement.alone, placement.record)
+        for start, stop, placement in chunks
+        if placement is not None and placement.alone is not None
+    ]
+    if not found:
+        return None
     counts = [0] * len(context)
-    most = max((chunk.placement.alone.shape[1] for chunk in stories), default=0)
-    tokens = context.new_zeros(len(context), most, context.shape[2])
-    for start, stop, placement in stories:
-        tokens[start:stop, : placement.alone.shape[1]] = placement.alone.to(tokens)
-        counts[start:stop] = [row.alone for row in placement.record.rows]
-    return Alone(tokens, tuple(counts)) if most else None
+    tokens = context.new_zeros(len(context), max(own.shape[1] for _, _, own, _ in found), context.shape[2])
+    for start, stop, own, record in found:
+        tokens[start:stop, : own.shape[1]] = own.to(tokens)
+        counts[start:stop] = [row.alone for row in record.rows]
+    return Alone(tokens, tuple(counts))
 
 
 def size_of(latent: Tensor) -> tuple[int, int]:

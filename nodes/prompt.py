@@ -99,7 +99,7 @@ class OneStoryPrompt(io.ComfyNode):
 
         texts = [read(clip, prompt, encoders) for prompt in prompts]
         of_frames = [vectors.get(frame.identity) for frame in story.frames]
-        counts = [0 if own is None else own.shape[1] for own in of_frames]
+        counts = [0 if each is None else each.shape[1] for each in of_frames]
         record = record._replace(
             rows=tuple(row._replace(texts=texts[p], alone=n) for row, p, n in zip(record.rows, chosen, counts))
         )
@@ -117,8 +117,8 @@ class OneStoryPrompt(io.ComfyNode):
             pooled_output = None if any(row is None for row in rows) else torch.cat(rows)
             if pooled == "zero" and pooled_output is not None:
                 pooled_output = torch.zeros_like(pooled_output)
-            own = in_one([None if each is None else each[i] for each in of_frames]) if vectors else None
-            attached = Attached.to(embeds, with_scales(embeds, record, scaled), own)
+            beside = in_one([None if each is None else each[i] for each in of_frames]) if vectors else None
+            attached = Attached.to(embeds, with_scales(embeds, record, scaled), beside)
             conditioning.append([embeds, {**options, "pooled_output": pooled_output, KEY: attached}])
         return io.NodeOutput(conditioning)
 

@@ -3,6 +3,8 @@
 The reference model reads the same tokens as text of an ordinary conditioning, and its attention is computed row by row.
 """
 
+from functools import cache
+
 import pytest
 import torch
 from families import CHROMA_HD, COLUMNS, FLUX, PICTURE, QWEN_IMAGE, ROWS, WAN, Family
@@ -32,6 +34,7 @@ def own(model, **changed):
     return ipca(model, variant="own keys", **changed)
 
 
+@cache
 def graph(family, tale=TALE, separate=False):
     clip = family.clip()
     conditioning = positive(clip, tale)

@@ -45,4 +45,6 @@ def install(transformer_options: dict[str, Any], model: Any, batch: Batch, dispa
         return (text, Span(start, queries)) if start >= 0 else None
 
     turn = to_the_right(transformer.pe_embedder, AXES, batch, transformer.patch_size)
-    return listening(transformer_options, Numbered(transformer_options, picture, dispatch, placed, turn, beside_of(batch)))
+    return listening(
+        transformer_options, Numbered(transformer_options, picture, dispatch, placed, turn, beside_of(batch))
+    )

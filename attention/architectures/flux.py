@@ -50,4 +50,6 @@ def install(transformer_options: dict[str, Any], model: Any, batch: Batch, dispa
 
     scale = scale_of(transformer_options)
     turn = to_the_right(transformer.pe_embedder, AXES, batch, patch, scale)
-    return listening(transformer_options, Numbered(transformer_options, picture, dispatch, placed, turn, beside_of(batch)))
+    return listening(
+        transformer_options, Numbered(transformer_options, picture, dispatch, placed, turn, beside_of(batch))
+    )

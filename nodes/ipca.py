@@ -39,8 +39,8 @@ class OneStoryIPCA(io.ComfyNode):
                     options=["released", "paper", "own keys"],
                     default="released",
                     tooltip="“released” strengthens the identity's words only, as the authors' code does; “paper” also "
-                    "the end-of-text tokens, and dilutes the frame's own. “own keys”, for models that read T5 or UMT5, lets "
-                    "the picture look at the identity encoded without any frame.",
+                    "the end-of-text tokens, and dilutes the frame's own. “own keys”, for models that read T5 or "
+                    "UMT5, lets the picture look at the identity encoded without any frame.",
                 ),
                 io.Float.Input(
                     "dropout",

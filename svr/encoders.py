@@ -121,7 +121,8 @@ def slot_of(tokenize: Tokenize, encoder: TextEncoder) -> Slot:
         if len(rest) == 1:
             return Slot(tuple(before), tuple(after), None, len(empty))
         if not encoder.is_clip:
-            [long] = tokenize(" ".join(["fox"] * len(empty)))[encoder.key]
+            # A text that needs no filling up shows what follows every text.
+            [long] = tokenize(" ".join(["fox"] * (len(empty) // len(words) + 1)))[encoder.key]
             after = plain(long[1 + max(i for i, (_, _, word) in enumerate(long) if word) :])
     return Slot(tuple(before), tuple(after), rest[-1] if rest else None, len(empty))
 

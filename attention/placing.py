@@ -31,13 +31,20 @@ def place_stories(conds: dict[str, list[dict[str, Any]]], timestep: Tensor) -> d
         late = "timestep_end" in c and timestep[0] < c["timestep_end"]
         if KEY in owner and not early and not late:
             record = owner[KEY].record
-            stories[c["uuid"]] = Placement(record, owner["cross_attn"].shape[1] // record.interleaved)
+            own_tokens = owner["cross_attn"].shape[1] // record.interleaved
+            stories[c["uuid"]] = Placement(record, own_tokens, alone=owner[KEY].alone)
     return stories
 
 
 def positive(conds: dict[str, list[dict[str, Any]]]) -> list[tuple[str, dict[str, Any]]]:
     """The guider's conditionings, without its negative ones: the method is for the positive branch only."""
     return [(name, c) for name, entries in conds.items() if "negative" not in name for c in entries]
+
+
+def rows_of(placement: Placement, rows: list[int]) -> Placement:
+    """What of a placement belongs to these rows."""
+    alone = placement.alone if placement.alone is None else placement.alone[rows]
+    return placement._replace(record=placement.record.select(rows), alone=alone)
 
 
 def fitting(

@@ -79,6 +79,7 @@ class Recorder:
     kinds: ClassVar[frozenset[Kind]] = frozenset({"cross", "joint"})
     stacks: ClassVar[bool] = True
     widens: ClassVar[bool] = False
+    reads_alone: ClassVar[bool] = False
 
     def off(self) -> bool:
         return False
@@ -132,7 +133,8 @@ class Watch:
             call = call._replace(q=call.q[own], k=call.k[own], v=call.v[own], rows=rows, options=options)
             own = slice(None)
         ones = columns[:, None, :, None] if call.v.ndim == 4 else columns[:, :, None]
-        watched = call._replace(v=ones.expand_as(call.v).contiguous(), attention=call.unpatched)
+        alone = call.alone and (call.alone[0], torch.ones_like(call.alone[1]))
+        watched = call._replace(v=ones.expand_as(call.v).contiguous(), attention=call.unpatched, alone=alone)
         return mean_over_heads(next(watched)[own], call.options)
 
 

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
@@ -16,8 +17,8 @@ from ..svr.record import KEY
 from .architectures import ARCHITECTURES, layers_of
 from .blocks import describe
 from .dispatch import Dispatch
-from .method import Batch, Characters, Chunk, Kept, Method, Placement
-from .placing import fitting, place_stories, positive
+from .method import Alone, Batch, Characters, Chunk, Kept, Method, Placement
+from .placing import fitting, place_stories, positive, rows_of
 from .rows import Cut, check_run, wrong_batch
 from .runs import FRAMES_AT_A_TIME, calc_cond_batch, prepare_sampling
 from .sampling import Sampling, cast_of, without_story
@@ -90,9 +91,7 @@ class Step(NamedTuple):
     def part(self, cut: Cut, kept: Kept) -> "Step":
         """The step for the rows of one pass."""
         rows = list(cut.rows)
-        stories = {
-            uuid: placement._replace(record=placement.record.select(rows)) for uuid, placement in self.stories.items()
-        }
+        stories = {uuid: rows_of(placement, rows) for uuid, placement in self.stories.items()}
         return self._replace(stories=stories, frames=tuple(self.frames[row] for row in rows), passes=(), kept=kept)
 
 
@@ -171,9 +170,13 @@ def apply_model(
         if c_crossattn is not None and step.methods:
             model, sampling = executor.class_obj, step.sampling
             batch = batch_of(step, transformer_options["uuids"], x, c_crossattn, model)
+            chosen = {block: sampling.chosen(step.methods, block) for block in sampling.blocks}
+            if any(method.reads_alone for methods in chosen.values() for method in methods):
+                batch = batch._replace(alone=alone_of(batch.chunks, c_crossattn))
             prepared = {method: method.prepare(batch) for method in step.methods}
             if any(prepared.values()):
-                chosen = {block: sampling.chosen(step.methods, block) for block in sampling.blocks}
+                if batch.alone is not None:
+                    c_crossattn = torch.cat([c_crossattn, batch.alone.tokens], dim=1)
                 dispatch = Dispatch(chosen, prepared, batch)
                 transformer_options = sampling.architecture.install(transformer_options, model, batch, dispatch)
     return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
@@ -209,6 +212,23 @@ def batch_of(step: Step, uuids: list[Any], x: Tensor, context: Tensor, model: An
         tuple(uuids),
         step.kept,
     )
+
+
+def alone_of(chunks: tuple[Chunk, ...], context: Tensor) -> Alone | None:
+    """The rows' identities encoded alone, as the context's rows; None where no row has one."""
+    found = [
+        (start, stop, placement.alone, placement.record)
+        for start, stop, placement in chunks
+        if placement is not None and placement.alone is not None
+    ]
+    if not found:
+        return None
+    counts = [0] * len(context)
+    tokens = context.new_zeros(len(context), max(own.shape[1] for _, _, own, _ in found), context.shape[2])
+    for start, stop, own, record in found:
+        tokens[start:stop, : own.shape[1]] = own.to(tokens)
+        counts[start:stop] = [row.alone for row in record.rows]
+    return Alone(tokens, tuple(counts))
 
 
 def size_of(latent: Tensor) -> tuple[int, int]:

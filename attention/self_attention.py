@@ -49,6 +49,7 @@ class SelfAttention:
     kinds: ClassVar[frozenset[Kind]] = frozenset({"self", "joint"})
     stacks: ClassVar[bool] = False
     widens: ClassVar[bool] = True
+    reads_alone: ClassVar[bool] = False
 
     def off(self) -> bool:
         return self.sampling_rate == 0

@@ -26,8 +26,8 @@ class OneStoryAttentionRecorder(io.ComfyNode):
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="Any SD1.x, SD2.x, SDXL, SD3, SD3.5 or Flux.1 model, Qwen-Image, Z-Image, Lumina 2, "
-                    "HunyuanImage or Wan. It may stand before or after IPCA and other patches.",
+                    tooltip="Any SD1.x, SD2.x, SDXL, SD3, SD3.5 or Flux.1 model, Chroma, Qwen-Image, Z-Image, "
+                    "Lumina 2, HunyuanImage or Wan. It may stand before or after IPCA and other patches.",
                 ),
                 *reach_inputs(
                     blocks="output.3-5",

@@ -9,6 +9,7 @@ from comfy.sdxl_clip import SDXLClipModel, SDXLRefinerClipModel
 from comfy.text_encoders.flux import FluxClipModel
 from comfy.text_encoders.hunyuan_image import HunyuanImageTEModel
 from comfy.text_encoders.lumina2 import LuminaModel
+from comfy.text_encoders.pixart_t5 import PixArtT5XXL
 from comfy.text_encoders.qwen_image import QwenImageTEModel
 from comfy.text_encoders.sd2_clip import SD2ClipModel
 from comfy.text_encoders.sd3_clip import SD3ClipModel
@@ -22,12 +23,13 @@ class TextModel(NamedTuple):
     """What a text encoder gives: the vectors of `encoders`, in an embedding of `width` channels, 0 if they use all.
 
     `lengths`: how rows of unequal length stand in one embedding. "padded": the encoder pads them; "masked": the model
-    takes a mask of its tokens; "equal": the model has no place for them.
+    takes a mask of its tokens; "squared": it takes one of its tokens and the picture's for each of them; "equal": the
+    model has no place for them.
     """
 
     encoders: tuple[TextEncoder, ...]
     width: int = 0
-    lengths: Literal["padded", "masked", "equal"] = "padded"
+    lengths: Literal["padded", "masked", "squared", "equal"] = "padded"
 
 
 def text_model_of(clip: CLIP) -> TextModel:
@@ -43,8 +45,8 @@ def text_model_of(clip: CLIP) -> TextModel:
     name = type(model).__name__.rstrip("_")
     raise ValueError(
         f"The text encoder {name} is not supported: OneStory works with those of SD1.x (CLIP-L), SD2.x "
-        "(OpenCLIP-H), SDXL base (CLIP-L and CLIP-G), the SDXL refiner (CLIP-G), SD3 and SD3.5, Flux.1, Qwen-Image, "
-        "Z-Image, Lumina 2, HunyuanImage and Wan."
+        "(OpenCLIP-H), SDXL base (CLIP-L and CLIP-G), the SDXL refiner (CLIP-G), SD3 and SD3.5, Flux.1, Chroma, "
+        "Qwen-Image, Z-Image, Lumina 2, HunyuanImage and Wan."
     )
 
 
@@ -90,6 +92,7 @@ KNOWN: dict[type, Callable[[Any], TextModel]] = {
     SDXLRefinerClipModel: lambda model: TextModel(side_by_side("g")),
     SD3ClipModel: sd3,
     FluxClipModel: lambda model: TextModel((t5(),)),
+    PixArtT5XXL: lambda model: TextModel((t5(evened=False),), lengths="squared"),
     QwenImageTEModel: lambda model: language(model, "masked", dropped=QWEN_PREFIX),
     ZImageTEModel: lambda model: language(model, "equal"),
     LuminaModel: lumina2,

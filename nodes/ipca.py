@@ -23,8 +23,8 @@ class OneStoryIPCA(io.ComfyNode):
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="Any SD1.x, SD2.x, SDXL, SD3, SD3.5 or Flux.1 model, Qwen-Image, Z-Image, Lumina 2, "
-                    "HunyuanImage or Wan, with LoRAs and other patches.",
+                    tooltip="Any SD1.x, SD2.x, SDXL, SD3, SD3.5 or Flux.1 model, Chroma, Qwen-Image, Z-Image, "
+                    "Lumina 2, HunyuanImage or Wan, with LoRAs and other patches.",
                 ),
                 io.Float.Input(
                     "strength",
@@ -37,10 +37,11 @@ class OneStoryIPCA(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "variant",
-                    options=["released", "paper"],
+                    options=["released", "paper", "own keys"],
                     default="released",
                     tooltip="“released” strengthens the identity's words only, as the authors' code does; “paper” also "
-                    "the end-of-text tokens, and dilutes the frame's own.",
+                    "the end-of-text tokens, and dilutes the frame's own. “own keys”, for models that read T5 or "
+                    "UMT5, lets the picture look at the identity encoded without any frame.",
                 ),
                 io.Float.Input(
                     "dropout",
@@ -62,7 +63,7 @@ class OneStoryIPCA(io.ComfyNode):
         cls,
         model: ModelPatcher,
         strength: float,
-        variant: Literal["released", "paper"],
+        variant: Literal["released", "paper", "own keys"],
         dropout: float,
         blocks: str,
         start_percent: float,

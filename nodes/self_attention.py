@@ -30,8 +30,8 @@ class OneStorySelfAttention(io.ComfyNode):
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="Any SD1.x, SD2.x, SDXL, SD3, SD3.5 or Flux.1 model, Qwen-Image, Z-Image, Lumina 2, "
-                    "HunyuanImage or Wan, with LoRAs and other patches.",
+                    tooltip="Any SD1.x, SD2.x, SDXL, SD3, SD3.5 or Flux.1 model, Chroma, Qwen-Image, Z-Image, "
+                    "Lumina 2, HunyuanImage or Wan, with LoRAs and other patches.",
                 ),
                 io.Combo.Input(
                     "variant",

@@ -4,8 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from comfy_extras.nodes_cond import T5TokenizerOptions
 from comfy_extras.nodes_rope import ScaleROPE
 from families import (
+    CHROMA_HD,
     COLUMNS,
     FLUX,
     HUNYUAN_IMAGE,
@@ -13,6 +15,7 @@ from families import (
     LUMINA2,
     PICTURE,
     QWEN_IMAGE,
+    RADIANCE,
     ROWS,
     WAN,
     Z_IMAGE,
@@ -174,6 +177,16 @@ def test_one_length_models_say_so_before_anything_is_encoded(family):
     assert separate(clip, story("a red fox", "runs", "runs"))[0][0].shape[0] == 2
 
 
+def test_chroma_takes_the_padding_that_t5_tokenizer_options_asks_for():
+    clip = T5TokenizerOptions.execute(CHROMA_HD.clip(), 1, 20).result[0]
+    for text in ("runs", "runs through the deepest snow of all the winters in a hundred years and more"):
+        [[embeds, options]] = positive(clip, story("a red fox", text, text), svr=False)
+        [[want, _]] = nodes.CLIPTextEncode().encode(clip, f"a red fox {text} {text}")[0]
+        assert torch.equal(embeds, want.expand(2, -1, -1))
+        identity, frames, eot, _ = options[KEY].record.rows[0].spans[0]
+        assert eot == (frames[-1].stop, embeds.shape[1]) and eot.stop - eot.start >= 2
+
+
 def test_a_text_that_brings_its_own_template_gets_a_sentence():
     with pytest.raises(ValueError, match=r"Qwen2.5-VL takes the text “<\|im_start\|>user"):
         positive(QWEN_IMAGE.clip(), story("<|im_start|>user a red fox", "runs"))
@@ -227,7 +240,7 @@ def test_positive_and_negative_in_one_batch_equal_the_reference(joint):
 def test_blocks_are_chosen_by_their_numbers(family):
     model, given = family.model(), graph(family)
     one = sample(ipca(model, blocks="double.0"), *given, cfg=1.0)
-    rest = "single.0-1" if family in (FLUX, HUNYUAN_IMAGE) else "double.1-2"
+    rest = "single.0-1" if family in (FLUX, CHROMA_HD, HUNYUAN_IMAGE) else "double.1-2"
     other = sample(ipca(model, blocks=rest), *given, cfg=1.0)
     every = sample(ipca(model), *given, cfg=1.0)
     assert torch.equal(sample(ipca(model, blocks=f"double.0+{rest}"), *given, cfg=1.0), every)
@@ -242,13 +255,19 @@ def test_runs_equal_one_batch(family, frames_per_run):
     assert scaled_error(got, sample(patched, *given)) < 1e-4
 
 
-def test_rows_of_unequal_length_are_masked_and_equal_each_row_alone():
-    clip, model, tale = QWEN_IMAGE.clip(), QWEN_IMAGE.model(), story("a red fox", "runs", "reads under an old oak")
+@pytest.mark.parametrize("family", [QWEN_IMAGE, CHROMA_HD], ids=lambda family: family.name)
+def test_rows_of_unequal_length_are_masked_and_equal_each_row_alone(family):
+    clip, model, tale = family.clip(), family.model(), story("a red fox", "runs", "reads under an old oak")
     [[embeds, options]] = conditioning = separate(clip, tale)
     own = [encode(clip, f"a red fox {frame.prompt}") for frame in tale.frames]
     lengths = [entry[0][0].shape[1] for entry in own]
     assert lengths[0] < lengths[1] == embeds.shape[1]
-    assert options["attention_mask"].tolist() == [[1] * n + [0] * (lengths[1] - n) for n in lengths]
+    want = [[1] * n + [0] * (lengths[1] - n) for n in lengths]
+    if family is QWEN_IMAGE:
+        assert options["attention_mask"].tolist() == want
+    else:
+        keys = [[*row, 1] for row in want]
+        assert (options["attention_mask"].exp() == torch.tensor(keys)[:, None, :]).all()
     latent = empty(tale, COLUMNS * 16, ROWS * 16, noise="same")
     negative = encode(clip, "blurry")
     together = sample(model, conditioning, negative, latent)
@@ -261,9 +280,16 @@ def test_rows_of_unequal_length_are_masked_and_equal_each_row_alone():
         assert zeros.exp() == pytest.approx(2.0 * (stop - start))
     assert OneStoryInspect.execute(conditioning).result[0].isfinite().all()
     # The masked columns stay masked beside our bias, and for what frames see of each other.
-    agree(QWEN_IMAGE, "both", (conditioning, negative, latent), cfg=2.0)
+    agree(family, "both", (conditioning, negative, latent), cfg=2.0)
     given, patched = (conditioning, negative, latent), self_attention(ipca(model), anchors=1)
     assert scaled_error(in_runs(patched, *given, 1, anchors=1), sample(patched, *given)) < 1e-4
+
+
+def test_radiance_draws_pixels_as_chroma_draws_latents():
+    tale = RADIANCE.clip(), TALE
+    latent = {"samples": torch.zeros(3, 3, 16 * ROWS, 16 * COLUMNS), "batch_index": [0, 1, 2]}
+    agree(RADIANCE, "both", (positive(*tale), encode(tale[0], "red fox"), latent), cfg=2.0)
+    assert sample(RADIANCE.model(), *graph(RADIANCE), cfg=1.0).shape == latent["samples"].shape
 
 
 @pytest.mark.parametrize("method", ["index", "offset", "index_timestep_zero"])

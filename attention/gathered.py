@@ -5,10 +5,11 @@ Every token is projected once; what a row looks at is then copied together.
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .gathers import Gather, Turned, is_foreign
@@ -28,41 +29,51 @@ def consistent_attention(
     gathers: list[Gather],
     turned: Turned | None = None,
     turn: Callable[[Tensor], Tensor] | None = None,
+    kept: Mapping[tuple[int, int], tuple[Tensor, Tensor]] = {},
     mask: Tensor | None = None,
     **options: Any,
 ) -> Tensor:
     """Attention of every row over its gathered keys and values; rows in several gathers get the average.
 
     q: [rows, queries, channels], k and v: [rows, keys, channels], or with heads, [rows, heads, keys, channels].
-    `attention` is any of ComfyUI's functions. With `turn`, others' keys are read where `turned` says. A `mask` holds
-    for a row's own keys. A few rows are gathered at a time.
+    `attention` is any of ComfyUI's functions. With `turn`, others' keys are read where `turned` says. `kept` has the
+    keys and values, [keys, channels] or with heads, that gathers take from earlier passes. A `mask` holds for a row's
+    own keys. A few rows are gathered at a time.
     """
     keys_of_row = k.shape[-2]
     all_k = k if turn is None or turned is None else torch.cat([k, turn(k[turned.rows])])
     times = Counter(row for gather in gathers for row in range(gather.start, gather.stop))
     once = max(times.values()) == 1
     out: Tensor | None = None
-    for n, (first, last, keys) in enumerate(gathers):
+    for n, gather in enumerate(gathers):
+        first, last, keys, _ = gather
         size = last - first
-        if keys is not None:
+        others = [torch.cat([kept[at][i].to(k.device) for at in gather.kept], -2) for i in (0, 1) if gather.kept]
+        count = keys_of_row if keys is None else keys.shape[1]
+        added = others[0].shape[-2] if others else 0
+        if gather.shared:
             limit = GATHERED_ON_CPU if k.device.type == "cpu" else GATHERED
-            most = max(1, limit // (2 * keys.shape[1] * (k[0].numel() // keys_of_row) * k.element_size()))
+            most = max(1, limit // (2 * (count + added) * (k[0].numel() // keys_of_row) * k.element_size()))
             size = math.ceil(size / math.ceil(size / most))
-            spaces = [space_for(size * keys.shape[1], x) for x in (k, v)]
+            spaces = [space_for(size * (count + added), x) for x in (k, v)]
         for start in range(first, last, size):
             stop = min(start + size, last)
             seen_mask = None if mask is None else rows_of_mask(mask, start, stop, len(q))
-            if keys is None:
-                seen = k[start:stop], v[start:stop]
-            else:
+            seen = k[start:stop], v[start:stop]
+            if keys is not None:
                 part = slice(start - first, stop - first)
                 key_index = turned.keys[n] if turned else keys
                 assert key_index is not None
-                seen = gathered(all_k, key_index[part], spaces[0]), gathered(v, keys[part], spaces[1])
+                into = (None, None) if others else spaces
+                seen = gathered(all_k, key_index[part], into[0]), gathered(v, keys[part], into[1])
                 if seen_mask is not None:
                     seen_mask = gathered_mask(
                         additive(seen_mask, q.dtype), Gather(start, stop, None), keys[part], keys_of_row
                     )
+            if others:
+                seen = together(seen[0], others[0], spaces[0]), together(seen[1], others[1], spaces[1])
+                if seen_mask is not None:
+                    seen_mask = F.pad(additive(seen_mask, q.dtype), (0, added))
             result = attention(q[start:stop], *seen, heads, mask=seen_mask, **options)
             if stop - start == len(q) and len(gathers) == 1:
                 return result
@@ -98,6 +109,13 @@ def gathered(x: Tensor, index: Tensor, space: Tensor | None) -> Tensor:
     flat = x.reshape(-1, x.shape[-1])
     into = None if space is None else space[: index.numel()]
     return torch.index_select(flat, 0, index.flatten(), out=into).unflatten(0, index.shape)
+
+
+def together(own: Tensor, others: Tensor, space: Tensor | None) -> Tensor:
+    """The keys of each row, [rows, keys, channels] or with heads, and after them the same `others`, in `space`."""
+    shape = (*own.shape[:-2], own.shape[-2] + others.shape[-2], own.shape[-1])
+    into = None if space is None else space[: math.prod(shape[:-1])].view(shape)
+    return torch.cat([own, others.expand(len(own), *others.shape)], -2, out=into)
 
 
 def rows_of_mask(mask: Tensor, start: int, stop: int, rows: int) -> Tensor:

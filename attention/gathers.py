@@ -11,11 +11,20 @@ from .method import Characters
 
 
 class Gather(NamedTuple):
-    """The batch's rows `start` to `stop` look at the keys at `keys` [rows, count], or at their own if None."""
+    """The batch's rows `start` to `stop` look at the keys at `keys` [rows, count], or at their own if None.
+
+    After these come the keys of `kept` frames, that an earlier pass has drawn, each with the first row of the chunk.
+    """
 
     start: int
     stop: int
     keys: Tensor | None
+    kept: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def shared(self) -> bool:
+        """Whether the rows look at any other."""
+        return self.keys is not None or bool(self.kept)
 
 
 class Keys(NamedTuple):
@@ -79,19 +88,20 @@ def anchor_gathers(
     """Variant "anchors" (the released code): own keys and picture tokens sampled from each source frame.
 
     `frames` are the frames of one chunk's rows, `starts` each chunk's first row; `samples(frame)` are positions [n]
-    among the `tokens` of a picture, which are all of its keys unless `place` says otherwise. Neighbouring rows with
-    equally many sources share a gather.
+    among the `tokens` of a picture, which are all of its keys unless `place` says otherwise. Sources that are none of
+    `frames` were drawn in an earlier pass. Neighbouring rows with equally many sources share a gather.
     """
     first, keys_of_row = place or Keys(0, tokens)
     row_of = {frame: i for i, frame in enumerate(frames)}
-    seen = sorted({s for frame in frames for s in sources[frame]})
-    sampled = {s: samples(s) + row_of[s] * keys_of_row + first for s in seen}
+    here = [[s for s in sources[frame] if s in row_of] for frame in frames]
+    kept = [tuple(s for s in sources[frame] if s not in row_of) for frame in frames]
+    sampled = {s: samples(s) + row_of[s] * keys_of_row + first for s in sorted({s for each in here for s in each})}
     own = torch.arange(keys_of_row)
-    runs: list[tuple[int, int, Tensor | None]] = []
-    for count, run in groupby(range(len(frames)), key=lambda i: len(sources[frames[i]])):
+    runs: list[Run] = []
+    for (count, elsewhere), run in groupby(range(len(frames)), key=lambda i: (len(here[i]), kept[i])):
         rows = list(run)
-        keys = [torch.cat([own + i * keys_of_row, *(sampled[s] for s in sources[frames[i]])]) for i in rows]
-        runs.append((rows[0], rows[-1] + 1, torch.stack(keys) if count else None))
+        keys = [torch.cat([own + i * keys_of_row, *(sampled[s] for s in here[i])]) for i in rows]
+        runs.append(Run(rows[0], rows[-1] + 1, torch.stack(keys) if count else None, elsewhere))
     return in_every_chunk(runs, starts, keys_of_row, device)
 
 
@@ -112,17 +122,17 @@ def tile_gathers(
     first, keys_of_row = place or Keys(0, tokens)
     row_of = {frame: i for i, frame in enumerate(frames)}
     own = torch.arange(keys_of_row)
-    tiles = [tile for tile in tiles if len(tile) > 1]
-    runs: list[tuple[int, int, Tensor | None]] = []
+    tiles = [tile for tile in tiles if len(tile) > 1 and row_of.keys() >= set(tile)]
+    runs: list[Run] = []
     for alone in neighbours([row_of[f] for f in frames if not any(f in tile for tile in tiles)]):
-        runs.append((alone[0], alone[-1] + 1, None))
+        runs.append(Run(alone[0], alone[-1] + 1, None))
     for tile in tiles:
         position = samples(tile)
         rows_seen = torch.tensor([row_of[f] for f in tile])[position // tokens]
         shared = rows_seen * keys_of_row + first + position % tokens
         for rows in neighbours([row_of[f] for f in tile]):
             keys = torch.stack([torch.cat([shared, own + i * keys_of_row]) for i in rows])
-            runs.append((rows[0], rows[-1] + 1, keys))
+            runs.append(Run(rows[0], rows[-1] + 1, keys))
     return in_every_chunk(runs, starts, keys_of_row, device)
 
 
@@ -131,16 +141,28 @@ def neighbours(rows: list[int]) -> list[list[int]]:
     return [[i for _, i in run] for _, run in groupby(enumerate(sorted(rows)), key=lambda item: item[1] - item[0])]
 
 
-def in_every_chunk(
-    runs: list[tuple[int, int, Tensor | None]], starts: list[int], tokens: int, device: torch.device
-) -> list[Gather]:
-    """The gathers of one chunk's runs of rows (first, last + 1, keys) for all chunks, with keys on the device."""
+class Run(NamedTuple):
+    """Rows of a chunk, as `Gather` has those of the batch; `kept` are frames."""
+
+    start: int
+    stop: int
+    keys: Tensor | None
+    kept: tuple[int, ...] = ()
+
+
+def in_every_chunk(runs: list[Run], starts: list[int], tokens: int, device: torch.device) -> list[Gather]:
+    """The gathers of one chunk's runs for all chunks, with keys on the device."""
     gathers = []
-    for first, stop, keys in runs:
+    for first, stop, keys, kept in runs:
         if keys is not None:
             keys = keys.to(device, non_blocking=device.type == "cuda")
-        gathers.append([Gather(s + first, s + stop, keys if keys is None else keys + s * tokens) for s in starts])
-    if len(gathers) == 1 and runs[0][2] is not None:
+        gathers.append(
+            [
+                Gather(s + first, s + stop, keys if keys is None else keys + s * tokens, tuple((s, f) for f in kept))
+                for s in starts
+            ]
+        )
+    if len(gathers) == 1 and runs[0].keys is not None and not runs[0].kept:
         whole = torch.cat([gather.keys for gather in gathers[0] if gather.keys is not None])
         return [Gather(gathers[0][0].start, gathers[0][-1].stop, whole)]
     return [gather for run in gathers for gather in run]

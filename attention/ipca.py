@@ -18,7 +18,8 @@ from torch import Tensor
 from ..story.parts import EOT, IDENTITY, SOT
 from ..svr.record import Record, Row, Span
 from .blocks import Blocks
-from .method import Batch, Call, Kind, Layer, Next, Report, additive
+from .method import Batch, Call, Characters, Kind, Layer, Next, Report, additive
+from .own_keys import OwnKeys, check_alone
 from .schedule import Place, seeded
 
 
@@ -27,7 +28,7 @@ class IPCA:
     """One application of the method: `blocks` and the steps between the two percents get it."""
 
     strength: float
-    variant: Literal["released", "paper"]
+    variant: Literal["released", "paper", "own keys"]
     dropout: float
     blocks: Blocks
     start_percent: float
@@ -39,6 +40,10 @@ class IPCA:
     stacks: ClassVar[bool] = False
     widens: ClassVar[bool] = False
 
+    @property
+    def reads_alone(self) -> bool:
+        return self.variant == "own keys" and not self.off()
+
     def off(self) -> bool:
         return self.strength == 0
 
@@ -48,10 +53,17 @@ class IPCA:
                 "IPCA has nothing to do, because the sampler's conditioning carries no story: "
                 "wire its positive input from Story Prompt."
             )
+        if self.reads_alone:
+            check_alone(records)
 
-    def prepare(self, batch: Batch) -> "Biases | None":
+    def sources(self, characters: Characters) -> list[list[int]]:
+        return [[] for _ in characters]
+
+    def prepare(self, batch: Batch) -> "Biases | OwnKeys | None":
         if self.off() or not any(chunk.placement for chunk in batch.chunks):
             return None
+        if self.reads_alone:
+            return OwnKeys(self.strength, self.dropout, self.seed, batch) if batch.alone else None
         return Biases(self, batch)
 
 
@@ -81,7 +93,7 @@ class Biases:
             bias[:, :, -1] = -math.inf
         for start, _, placement in batch.chunks:
             assert placement is not None
-            record, own, copies = placement
+            record, own, copies, _ = placement
             made: dict[Any, Tensor] = {}
             for i, row in enumerate(record.rows, start):
                 at = i if ipca.dropout else row.spans

@@ -38,7 +38,8 @@ class Call(NamedTuple):
     so. The queries are those of the picture. `rows` says which rows of the batch these are; among the keys stand the
     conditioning's tokens at `text`, the picture's own at `picture` (None where they don't). `turn` gives keys of one
     picture the positions beside another; None in models whose keys carry no position. `attention` computes the call,
-    with other packs' overrides; `unpatched` without them. `options` are its further arguments.
+    with other packs' overrides; `unpatched` without them. `options` are its further arguments. `alone`: keys and values
+    of the identities encoded alone, for all rows of the batch, if the model gets them; they are not among k and v.
     """
 
     layer: Layer
@@ -53,6 +54,7 @@ class Call(NamedTuple):
     attention: Callable[..., Tensor]
     unpatched: Callable[..., Tensor]
     options: dict[str, Any]
+    alone: tuple[Tensor, Tensor] | None = None
 
     def attention_by(self, next: "Next") -> Callable[..., Tensor]:
         """`next` as an attention function of other queries, keys, values and options."""
@@ -70,11 +72,13 @@ class Placement(NamedTuple):
     """A conditioning's record, the number of tokens of its own tensor, and where in the batch's text they begin.
 
     There are several such `copies`, one after the other, where a text is repeated to the length of a longer one.
+    `alone` is each row's identity encoded alone, as in `Attached`.
     """
 
     record: Record
     own_tokens: int
     copies: tuple[int, ...] = (0,)
+    alone: Tensor | None = None
 
     def place(self, values: Tensor, tokens: int) -> Tensor:
         """`values` [..., own_tokens] at every copy in a text of so many tokens, 0 elsewhere: [..., tokens]."""
@@ -91,6 +95,18 @@ class Chunk(NamedTuple):
     placement: Placement | None
 
 
+Kept = dict[Any, tuple[Tensor, Tensor]]
+"""Keys and values that the passes of one evaluation of the model leave for later ones, each method under keys of its
+own. It lives as long as the evaluation."""
+
+
+class Alone(NamedTuple):
+    """The identity of each row encoded alone, [rows, tokens, channels]: of row i, `counts[i]` tokens, then zeros."""
+
+    tokens: Tensor
+    counts: tuple[int, ...]
+
+
 class Report(Protocol):
     """Where a sampling's warnings go: each once, however many steps and blocks there are."""
 
@@ -105,7 +121,8 @@ class Batch(NamedTuple):
     Each of `chunks` has a row for each of `frames`, numbered as in the story, whose `characters` says whom each frame
     shows. `tokens` is the text's length; latent pictures are `size` high and wide, those of the whole canvas
     `canvas`, and a layer with n tokens has the size `layer_size(n)`, None if it has none. `place` is where in the
-    model's schedule the pass stands.
+    model's schedule the pass stands. `uuids` are the chunks' conditionings. Where a story is drawn in several passes,
+    `kept` has what earlier ones left. With `alone`, the model reads these tokens after the text's.
     """
 
     chunks: tuple[Chunk, ...]
@@ -119,6 +136,9 @@ class Batch(NamedTuple):
     dtype: torch.dtype
     device: torch.device
     report: Report
+    uuids: tuple[Any, ...] = ()
+    kept: Kept | None = None
+    alone: Alone | None = None
 
     @property
     def rows(self) -> int:
@@ -150,6 +170,10 @@ class Method(Protocol):
     """Whether it hands on other keys than it is given, so that it comes after those that look at them."""
 
     @property
+    def reads_alone(self) -> bool:
+        """Whether it looks at the identities encoded alone, which the model then reads after the text."""
+
+    @property
     def blocks(self) -> Blocks: ...
     @property
     def start_percent(self) -> float: ...
@@ -164,6 +188,9 @@ class Method(Protocol):
 
         Raises `ValueError` for a mistake in the graph; what can be drawn all the same is a warning.
         """
+
+    def sources(self, characters: Characters) -> list[list[int]]:
+        """For each frame of a story, the other frames that it looks at: none of them is drawn in a later pass."""
 
     def prepare(self, batch: Batch) -> Prepared | None:
         """Everything that differs between forward passes, since what follows may be compiled; None for nothing."""

@@ -11,11 +11,11 @@ from torch import Tensor
 from ..story.parts import IDENTITY
 from ..svr.record import Record, Span
 from .blocks import Blocks
-from .method import Batch, Call, Kind, Next, Report
+from .method import Batch, Call, Characters, Kind, Next, Report
 from .schedule import Place
 
 Frames = tuple[int, ...]
-"""The frames that the rows of a run draw."""
+"""The frames that the rows of a run, or of a pass, draw."""
 
 
 class Recording:
@@ -38,13 +38,12 @@ class Recording:
         self.frames = frames
         if not records:
             self.runs.clear()
-        for run in {frames_of(record) for record in records}:
-            self.runs.pop(run, None)
-            self.runs[run] = {}
+        drawn = {frame for record in records for frame in frames_of(record)}
+        self.runs = {run: sums for run, sums in self.runs.items() if not drawn.issuperset(run)}
 
     def add(self, record: Record, mass: Tensor) -> None:
         """One layer's look at one step, [rows, height, width]. It stays on its device: nothing waits for it."""
-        sums = self.runs[frames_of(record)]
+        sums = self.runs.setdefault(frames_of(record), {})
         key = mass.device, mass.shape
         total, count = sums.get(key, (torch.zeros_like(mass), 0))
         sums[key] = total + mass, count + 1
@@ -80,12 +79,16 @@ class Recorder:
     kinds: ClassVar[frozenset[Kind]] = frozenset({"cross", "joint"})
     stacks: ClassVar[bool] = True
     widens: ClassVar[bool] = False
+    reads_alone: ClassVar[bool] = False
 
     def off(self) -> bool:
         return False
 
     def check(self, records: list[Record], places: list[Place], report: Report) -> None:
         self.recording.begin(records)
+
+    def sources(self, characters: Characters) -> list[list[int]]:
+        return [[] for _ in characters]
 
     def prepare(self, batch: Batch) -> "Watch | None":
         # Parts of a picture (areas) are not seen.
@@ -130,7 +133,8 @@ class Watch:
             call = call._replace(q=call.q[own], k=call.k[own], v=call.v[own], rows=rows, options=options)
             own = slice(None)
         ones = columns[:, None, :, None] if call.v.ndim == 4 else columns[:, :, None]
-        watched = call._replace(v=ones.expand_as(call.v).contiguous(), attention=call.unpatched)
+        alone = call.alone and (call.alone[0], torch.ones_like(call.alone[1]))
+        watched = call._replace(v=ones.expand_as(call.v).contiguous(), attention=call.unpatched, alone=alone)
         return mean_over_heads(next(watched)[own], call.options)
 
 

@@ -4,9 +4,11 @@ ComfyUI repeats such values over a batch: row j takes entry j modulo their count
 are stretched over it instead.
 """
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
+import comfy.conds
 import comfy.utils
 import torch
 from torch import Tensor
@@ -22,6 +24,7 @@ class Cut:
         self.rows = rows
         self.total = total
         self.controls: dict[Any, Any] = {}
+        self.running: dict[Any, Any] = {}
 
     def repeated(self, value: Tensor) -> Tensor:
         """`value` [entries, ...], for each of the rows its own entry; one entry for all stays one."""
@@ -63,6 +66,44 @@ class Cut:
                 copy.set_previous_controlnet(self.control(control.previous_controlnet))
             self.controls[control] = copy
         return self.controls[control]
+
+    def prepared(self, options: dict[str, Any]) -> dict[str, Any]:
+        """A conditioning as a running sampler has it, for these rows."""
+        return {name: self.running_value(name, value) for name, value in options.items()}
+
+    def running_value(self, name: str, value: Any) -> Any:
+        if name == "control":
+            return self.running_control(value)
+        if name == "model_conds":
+            return {key: self.model_cond(cond) for key, cond in value.items()}
+        return self.value(name, value)
+
+    def model_cond(self, cond: Any) -> Any:
+        """One of the model's inputs, a `CONDRegular` or a kind of it; constants hold for all rows."""
+        value = getattr(cond, "cond", None)
+        if isinstance(cond, comfy.conds.CONDConstant) or value is None:
+            return cond
+        if isinstance(value, Tensor) and value.ndim:
+            return cond._copy_with(self.repeated(value))
+        if isinstance(cond, comfy.conds.CONDList):
+            return cond._copy_with([self.repeated(each) for each in value])
+        return cond
+
+    def running_control(self, control: Any) -> Any:
+        """A ControlNet that a sampler has prepared, with the hints of the rows; as it is where one hint is for all."""
+        if control is None or not any(count > 1 for _, count in hints(control)):
+            return control
+        if control not in self.running:
+            own = copy.copy(control)
+            if own.cond_hint_original is not None:
+                own.cond_hint_original = self.repeated(own.cond_hint_original)
+            own.extra_concat_orig = [self.repeated(extra) for extra in own.extra_concat_orig]
+            own.cond_hint = own.extra_concat = None
+            own.previous_controlnet = self.running_control(own.previous_controlnet)
+            clones = getattr(own, "multigpu_clones", {})
+            own.multigpu_clones = {device: self.running_control(clone) for device, clone in clones.items()}
+            self.running[control] = own
+        return self.running[control]
 
 
 def pictures(name: str, value: Tensor) -> Tensor:

@@ -6,10 +6,10 @@ in an object of its own. No state outlives a sampling and none is global.
 """
 
 import logging
-import uuid
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
@@ -17,9 +17,11 @@ from ..svr.record import KEY
 from .architectures import ARCHITECTURES, layers_of
 from .blocks import describe
 from .dispatch import Dispatch
-from .method import Batch, Characters, Chunk, Method, Placement
-from .rows import check_run, wrong_batch
-from .sampling import Sampling
+from .method import Alone, Batch, Characters, Chunk, Kept, Method, Placement
+from .placing import fitting, place_stories, positive, rows_of
+from .rows import Cut, check_run, wrong_batch
+from .runs import FRAMES_AT_A_TIME, calc_cond_batch, prepare_sampling
+from .sampling import Sampling, cast_of, without_story
 from .schedule import Place
 
 
@@ -48,20 +50,32 @@ def patch(model: Any, method: Method) -> Any:
     if method.off() and not any(type(m) is type(method) for m in methods):
         return clone
     options[KEY] = (*methods, method)
-    for kind, wrapper in (
-        (WrappersMP.OUTER_SAMPLE, outer_sample),
-        (WrappersMP.PREDICT_NOISE, predict_noise),
-        (WrappersMP.APPLY_MODEL, apply_model),
-    ):
-        clone.remove_wrappers_with_key(kind, KEY)
-        clone.add_wrapper_with_key(kind, KEY, wrapper)
+    wrap(clone, WRAPPERS)
     return clone
+
+
+def patch_runs(model: Any, frames_at_a_time: int) -> Any:
+    """A clone of the `ModelPatcher`, of any architecture, that sees so many frames at most in one pass."""
+    clone = model.clone()
+    options = clone.model_options["transformer_options"]
+    options.setdefault(KEY, ())
+    options[FRAMES_AT_A_TIME] = frames_at_a_time
+    wrap(clone, WRAPPERS | RUN_WRAPPERS)
+    return clone
+
+
+def wrap(patcher: Any, wrappers: Mapping[str, Callable[..., Any]]) -> None:
+    """Leave each wrapper once, whatever number of our nodes a model goes through."""
+    for kind, wrapper in wrappers.items():
+        patcher.remove_wrappers_with_key(kind, KEY)
+        patcher.add_wrapper_with_key(kind, KEY, wrapper)
 
 
 class Step(NamedTuple):
     """What one evaluation of the model has to know. `stories` are by the uuid of their conditioning.
 
-    Its batch has a row for each of `frames`, that show `characters`. The latent pictures are of `size`.
+    Its batch has a row for each of `frames`, that show `characters`. The latent pictures are of `size`. It is drawn in
+    `passes`, if any; in one of these, `kept` has what earlier ones left.
     """
 
     sampling: Sampling
@@ -71,6 +85,14 @@ class Step(NamedTuple):
     frames: tuple[int, ...]
     characters: Characters
     size: tuple[int, int]
+    passes: tuple[Cut, ...] = ()
+    kept: Kept | None = None
+
+    def part(self, cut: Cut, kept: Kept) -> "Step":
+        """The step for the rows of one pass."""
+        rows = list(cut.rows)
+        stories = {uuid: rows_of(placement, rows) for uuid, placement in self.stories.items()}
+        return self._replace(stories=stories, frames=tuple(self.frames[row] for row in rows), passes=(), kept=kept)
 
 
 def outer_sample(
@@ -90,8 +112,8 @@ def outer_sample(
                 for c in conds:
                     check_run(branch, c, len(record.rows), record.frames)
     transformer_options = options["transformer_options"]
-    sampling = Sampling(guider.model_patcher, transformer_options[KEY])
-    sampling.check(records, sigmas[:-1].tolist())
+    sampling = Sampling(guider.model_patcher, transformer_options[KEY], transformer_options.get(FRAMES_AT_A_TIME, 0))
+    sampling.check(records, sigmas[:-1].tolist(), noise.shape[0])
     guider.model_options = {**options, "transformer_options": {**transformer_options, KEY: sampling}}
     try:
         return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
@@ -119,40 +141,12 @@ def predict_noise(
         )
         methods = ()
     record = next((story.record for story in stories.values() if len(story.record.rows) == rows), None)
-    frames = tuple(row.frame for row in record.rows) if record else tuple(range(rows))
-    characters = record.characters if record else (("",),) * rows
+    frames, characters = cast_of(record) if record else without_story(rows)
     step = Step(sampling, methods, place, stories, frames, characters, size_of(x))
+    if window == rows:
+        casts = {cast_of(story.record) for story in stories.values()} | {(frames, characters)}
+        step = step._replace(passes=sampling.cuts(methods, rows, casts))
     return executor(x, timestep, {**model_options, "transformer_options": {**options, KEY: step}}, seed)
-
-
-def place_stories(conds: dict[str, list[dict[str, Any]]], timestep: Tensor) -> dict[Any, Placement]:
-    """The guider's conditionings that carry a story and are on at `timestep`, by their uuid.
-
-    Where one list has an area and the other none, ComfyUI puts a copy of the area's entry into the other list, with the
-    embedding of that list's own entry: the story belongs to the embedding, and the copy gets a uuid of its own.
-    """
-    seen: set[Any] = set()
-    owners: dict[int, dict[str, Any]] = {}
-    for entries in conds.values():
-        for n, c in enumerate(entries):
-            if c["uuid"] in seen:
-                entries[n] = c = {**c, "uuid": uuid.uuid4()}
-            seen.add(c["uuid"])
-            owners.setdefault(id(c["model_conds"]["c_crossattn"]), c)
-    stories = {}
-    for _, c in positive(conds):
-        owner = owners[id(c["model_conds"]["c_crossattn"])]
-        early = "timestep_start" in c and timestep[0] > c["timestep_start"]
-        late = "timestep_end" in c and timestep[0] < c["timestep_end"]
-        if KEY in owner and not early and not late:
-            record = owner[KEY].record
-            stories[c["uuid"]] = Placement(record, owner["cross_attn"].shape[1] // record.interleaved)
-    return stories
-
-
-def positive(conds: dict[str, list[dict[str, Any]]]) -> list[tuple[str, dict[str, Any]]]:
-    """The guider's conditionings, without its negative ones: the method is for the positive branch only."""
-    return [(name, c) for name, entries in conds.items() if "negative" not in name for c in entries]
 
 
 def apply_model(
@@ -176,9 +170,13 @@ def apply_model(
         if c_crossattn is not None and step.methods:
             model, sampling = executor.class_obj, step.sampling
             batch = batch_of(step, transformer_options["uuids"], x, c_crossattn, model)
+            chosen = {block: sampling.chosen(step.methods, block) for block in sampling.blocks}
+            if any(method.reads_alone for methods in chosen.values() for method in methods):
+                batch = batch._replace(alone=alone_of(batch.chunks, c_crossattn))
             prepared = {method: method.prepare(batch) for method in step.methods}
             if any(prepared.values()):
-                chosen = {block: sampling.chosen(step.methods, block) for block in sampling.blocks}
+                if batch.alone is not None:
+                    c_crossattn = torch.cat([c_crossattn, batch.alone.tokens], dim=1)
                 dispatch = Dispatch(chosen, prepared, batch)
                 transformer_options = sampling.architecture.install(transformer_options, model, batch, dispatch)
     return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
@@ -211,18 +209,35 @@ def batch_of(step: Step, uuids: list[Any], x: Tensor, context: Tensor, model: An
         model.get_dtype_inference(),
         x.device,
         step.sampling,
+        tuple(uuids),
+        step.kept,
     )
+
+
+def alone_of(chunks: tuple[Chunk, ...], context: Tensor) -> Alone | None:
+    """The rows' identities encoded alone, as the context's rows; None where no row has one."""
+    found = [
+        (start, stop, placement.alone, placement.record)
+        for start, stop, placement in chunks
+        if placement is not None and placement.alone is not None
+    ]
+    if not found:
+        return None
+    counts = [0] * len(context)
+    tokens = context.new_zeros(len(context), max(own.shape[1] for _, _, own, _ in found), context.shape[2])
+    for start, stop, own, record in found:
+        tokens[start:stop, : own.shape[1]] = own.to(tokens)
+        counts[start:stop] = [row.alone for row in record.rows]
+    return Alone(tokens, tuple(counts))
 
 
 def size_of(latent: Tensor) -> tuple[int, int]:
     return latent.shape[-2], latent.shape[-1]
 
 
-def fitting(
-    placement: Placement | None, rows: int, tokens: int, copies: Callable[[int, int], tuple[int, ...]]
-) -> Placement | None:
-    """The placement in a text of so many tokens, if the batch's rows and tokens are its record's."""
-    if placement is None or rows != len(placement.record.rows):
-        return None
-    found = copies(placement.own_tokens, tokens)
-    return placement._replace(copies=found) if found else None
+WRAPPERS = {
+    WrappersMP.OUTER_SAMPLE: outer_sample,
+    WrappersMP.PREDICT_NOISE: predict_noise,
+    WrappersMP.APPLY_MODEL: apply_model,
+}
+RUN_WRAPPERS = {WrappersMP.CALC_COND_BATCH: calc_cond_batch, WrappersMP.PREPARE_SAMPLING: prepare_sampling}

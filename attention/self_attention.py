@@ -5,7 +5,7 @@ sampled from other frames of its group, conditional and unconditional rows each 
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -49,6 +49,7 @@ class SelfAttention:
     kinds: ClassVar[frozenset[Kind]] = frozenset({"self", "joint"})
     stacks: ClassVar[bool] = False
     widens: ClassVar[bool] = True
+    reads_alone: ClassVar[bool] = False
 
     def off(self) -> bool:
         return self.sampling_rate == 0
@@ -70,8 +71,15 @@ class SelfAttention:
             return 0.0
         return 0.9 if place.reached(EARLY) else 0.7
 
+    def sources(self, characters: Characters) -> list[list[int]]:
+        if self.variant == "anchors":
+            return anchor_sources(characters, self.anchors)
+        tiles = tiles_of(characters, self.tile)
+        return [sorted({f for tile in tiles if j in tile for f in tile} - {j}) for j in range(len(characters))]
+
     def prepare(self, batch: Batch) -> "Sharing | None":
-        if self.off() or not batch.whole or len(batch.frames) == 1 or not self.chance(batch.place):
+        alone = len(batch.frames) == 1 and batch.kept is None
+        if self.off() or not batch.whole or alone or not self.chance(batch.place):
             return None
         return Sharing(self, batch)
 
@@ -100,17 +108,56 @@ class Sharing:
     def __init__(self, method: SelfAttention, batch: Batch):
         self.method = method
         self.batch = batch
-        self.gathers: dict[tuple[int, Keys, bool], Seen] = {}
+        self.seen: dict[tuple[int, Keys, bool], Seen] = {}
 
     @torch.compiler.disable
     def attend(self, call: Call, next: Next) -> Tensor:
         seen = self.sources(call)
         if seen is None:
             return next(call)
+        self.leave(call, seen)
+        if not seen.gathers:
+            return next(call)
         attention = call.attention_by(next)
+        kept = {at: self.found(call, *at) for gather in seen.gathers for at in gather.kept}
         return consistent_attention(
-            attention, call.q, call.k, call.v, call.heads, *seen, turn=call.turn, **call.options
+            attention,
+            call.q,
+            call.k,
+            call.v,
+            call.heads,
+            seen.gathers,
+            turned=seen.turned,
+            turn=call.turn,
+            kept=kept,
+            **call.options,
         )
+
+    def leave(self, call: Call, seen: "Seen") -> None:
+        """Keep what frames of later passes look at."""
+        if not seen.left:
+            return
+        assert self.batch.kept is not None
+        for start, frame, row, keys in seen.left:
+            k = call.turn(call.k[row : row + 1])[0] if call.turn else call.k[row]
+            own = k.index_select(-2, keys), call.v[row].index_select(-2, keys)
+            self.batch.kept[self.key(call, start, frame)] = own
+
+    def found(self, call: Call, start: int, frame: int) -> tuple[Tensor, Tensor]:
+        """The keys and values of a frame that an earlier pass has drawn. Raises `ValueError` where none has."""
+        kept = (self.batch.kept or {}).get(self.key(call, start, frame))
+        if kept is None:
+            raise ValueError(
+                f"Consistent Self-Attention lacks frame {frame + 1}, which was drawn without this conditioning: take "
+                "Story Runs out, or the node that gives some frames other conditionings (such as Cond Set Default "
+                "Combine)."
+            )
+        return kept
+
+    def key(self, call: Call, start: int, frame: int) -> tuple[Any, ...]:
+        """What `Batch.kept` has a frame's keys and values under: an attention map is drawn from other values."""
+        watched = call.attention is call.unpatched
+        return self.method, call.layer, watched, self.batch.uuids[start // len(self.batch.frames)], frame
 
     def sources(self, call: Call) -> "Seen | None":
         """What the rows look at in a layer, or None where they look only at themselves."""
@@ -122,16 +169,13 @@ class Sharing:
             return None
         place = Keys(call.picture.start, call.k.shape[-2])
         at = tokens, place, call.turn is not None
-        if at not in self.gathers:
-            gathers = self.gather(tokens, place, call.q.device)
-            shared = any(gather.keys is not None for gather in gathers)
-            turned = turn_others(gathers, len(call.k), place.keys) if shared and call.turn else None
-            self.gathers[at] = Seen(gathers if shared else [], turned)
-        seen = self.gathers[at]
-        return seen if seen.gathers else None
+        if at not in self.seen:
+            self.seen[at] = self.look(call, tokens, place)
+        seen = self.seen[at]
+        return seen if seen.gathers or seen.left else None
 
-    def gather(self, tokens: int, place: Keys, device: torch.device) -> list[Gather]:
-        method, batch = self.method, self.batch
+    def look(self, call: Call, tokens: int, place: Keys) -> "Seen":
+        method, batch, device = self.method, self.batch, call.q.device
         casts: dict[tuple[tuple[int, ...], Characters], list[int]] = {}
         for start, _, placement in batch.chunks:
             record = placement and placement.record
@@ -143,19 +187,38 @@ class Sharing:
             return sample(among, method.sampling_rate, seeded(method.seed, batch.place.key, tokens, what))
 
         gathers: list[Gather] = []
+        left: list[Left] = []
         for (frames, characters), starts in casts.items():
             rows = list(frames)
             if method.variant == "anchors":
                 sources = anchor_sources(characters, method.anchors)
                 gathers += anchor_gathers(sources, rows, starts, tokens, samples, device, place)
+                if batch.kept is not None:
+                    elsewhere = {s for j, seen in enumerate(sources) if j not in frames for s in seen}
+                    for frame in sorted(elsewhere.intersection(frames)):
+                        keys = (samples(frame) + place.first).to(device)
+                        left += [Left(start, frame, start + rows.index(frame), keys) for start in starts]
             else:
                 tiles = tiles_of(characters, method.tile)
                 gathers += tile_gathers(tiles, rows, starts, tokens, samples, device, place)
-        return gathers
+        if not any(gather.shared for gather in gathers):
+            return Seen([], None, left)
+        turns = call.turn and any(gather.keys is not None for gather in gathers)
+        return Seen(gathers, turn_others(gathers, len(call.k), place.keys) if turns else None, left)
+
+
+class Left(NamedTuple):
+    """A frame that later passes look at: its chunk's first row, its own row, and which of its keys, [count]."""
+
+    start: int
+    frame: int
+    row: int
+    keys: Tensor
 
 
 class Seen(NamedTuple):
-    """What the rows of a layer look at."""
+    """What the rows of a layer look at, and what they leave for later passes."""
 
     gathers: list[Gather]
     turned: Turned | None
+    left: list[Left]

@@ -5,11 +5,15 @@ from comfy_api.latest import ComfyExtension, io
 from .attention_view import OneStoryAttentionRecorder, OneStoryAttentionView
 from .board import OneStoryBoard
 from .book import OneStoryBook
+from .cast import OneStoryCast
+from .film import OneStoryJoinClips, OneStoryTransitions
+from .frames import OneStoryCollectFrames, OneStoryFrames
 from .inspect import OneStoryInspect
 from .ipca import OneStoryIPCA
 from .latent import OneStoryLatent
 from .load import OneStoryLoad
 from .metrics import OneStoryMetrics
+from .passes import OneStoryRuns
 from .prompt import OneStoryPrompt
 from .reweight import OneStoryNaiveReweight, OneStorySVR
 from .runs import OneStoryJoin, OneStorySplit
@@ -28,12 +32,18 @@ class OneStoryExtension(ComfyExtension):
             OneStorySVR,
             OneStoryIPCA,
             OneStorySelfAttention,
+            OneStoryRuns,
             OneStoryLatent,
             OneStorySplit,
             OneStoryJoin,
             OneStoryPickTakes,
             OneStoryBoard,
             OneStoryBook,
+            OneStoryCast,
+            OneStoryFrames,
+            OneStoryCollectFrames,
+            OneStoryTransitions,
+            OneStoryJoinClips,
             OneStoryInspect,
             OneStoryAttentionRecorder,
             OneStoryAttentionView,

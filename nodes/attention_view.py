@@ -6,6 +6,7 @@ from ..attention.blocks import parse_blocks
 from ..attention.recorder import Recorder, Recording, resize, stretch
 from ..attention.runtime import patch
 from ..pages.heat import overlay
+from .previews import with_previews
 from .types import CATEGORY, reach_inputs
 
 STORY_ATTENTION = io.Custom("STORY_ATTENTION")
@@ -25,8 +26,8 @@ class OneStoryAttentionRecorder(io.ComfyNode):
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="Any SD1.x, SD2.x, SDXL, SD3, SD3.5 or Flux.1 model, Qwen-Image, Z-Image, Lumina 2, "
-                    "HunyuanImage or Wan. It may stand before or after IPCA and other patches.",
+                    tooltip="Any SD1.x, SD2.x, SDXL, SD3, SD3.5 or Flux.1 model, Chroma, Flux.2, Qwen-Image, Z-Image, "
+                    "Lumina 2, HunyuanImage or Wan. It may stand before or after IPCA and other patches.",
                 ),
                 *reach_inputs(
                     blocks="output.3-5",
@@ -45,7 +46,7 @@ class OneStoryAttentionRecorder(io.ComfyNode):
     @classmethod
     def execute(cls, model: ModelPatcher, blocks: str, start_percent: float, end_percent: float) -> io.NodeOutput:
         recorder = Recorder(Recording(), parse_blocks(blocks), start_percent, end_percent)
-        return io.NodeOutput(patch(model, recorder), recorder.recording)
+        return io.NodeOutput(with_previews(patch(model, recorder)), recorder.recording)
 
 
 class OneStoryAttentionView(io.ComfyNode):

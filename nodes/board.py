@@ -25,6 +25,8 @@ class OneStoryBoard(io.ComfyNode):
                 "story",
                 "storyboard",
                 "comic",
+                "comic page",
+                "comic book",
                 "manga",
                 "four-panel",
                 "grid",

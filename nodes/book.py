@@ -25,7 +25,7 @@ class OneStoryBook(io.ComfyNode):
             category=CATEGORY,
             description="Saves pages as a book in ComfyUI's output folder: a PDF, and a CBZ for comic readers. A file "
             "that is there already is never written over.",
-            search_aliases=["story", "pdf", "cbz", "comic", "save", "export", "print"],
+            search_aliases=["story", "pdf", "cbz", "save", "export", "print"],
             is_input_list=True,
             is_output_node=True,
             inputs=[

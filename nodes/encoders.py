@@ -9,6 +9,7 @@ from comfy.sdxl_clip import SDXLClipModel, SDXLRefinerClipModel
 from comfy.text_encoders.flux import Flux2TEModel, FluxClipModel
 from comfy.text_encoders.hunyuan_image import HunyuanImageTEModel
 from comfy.text_encoders.lumina2 import LuminaModel
+from comfy.text_encoders.pixart_t5 import PixArtT5XXL
 from comfy.text_encoders.qwen_image import QwenImageTEModel
 from comfy.text_encoders.sd2_clip import SD2ClipModel
 from comfy.text_encoders.sd3_clip import SD3ClipModel
@@ -19,14 +20,15 @@ from ..svr.encoders import TextEncoder, clip_encoder, language_model, side_by_si
 from ..svr.record import Span
 
 
-Lengths = Literal["padded", "masked", "left", "equal"]
+Lengths = Literal["padded", "masked", "squared", "left", "equal"]
 
 
 class TextModel(NamedTuple):
     """What a text encoder gives: the vectors of `encoders`, in an embedding of `width` channels, 0 if they use all.
 
     `lengths`: how rows of unequal length stand in one embedding. "padded": the encoder pads them; "masked": the model
-    takes a mask of its tokens; "left": it reads zeros before them; "equal": it has no place for them.
+    takes a mask of its tokens; "squared": it takes one of its tokens and the picture's for each of them; "left": it
+    reads zeros before them; "equal": it has no place for them.
     """
 
     encoders: tuple[TextEncoder, ...]
@@ -47,7 +49,7 @@ def text_model_of(clip: CLIP) -> TextModel:
     name = type(model).__name__.rstrip("_")
     raise ValueError(
         f"The text encoder {name} is not supported: OneStory works with those of SD1.x (CLIP-L), SD2.x "
-        "(OpenCLIP-H), SDXL base (CLIP-L and CLIP-G), the SDXL refiner (CLIP-G), SD3 and SD3.5, Flux.1, Flux.2, "
+        "(OpenCLIP-H), SDXL base (CLIP-L and CLIP-G), the SDXL refiner (CLIP-G), SD3 and SD3.5, Flux.1, Chroma, Flux.2, "
         "Qwen-Image, Z-Image, Lumina 2, HunyuanImage and Wan."
     )
 
@@ -106,6 +108,7 @@ KNOWN: dict[type, Callable[[Any], TextModel]] = {
     SD3ClipModel: sd3,
     FluxClipModel: lambda model: TextModel((t5(),)),
     Flux2TEModel: flux2,
+    PixArtT5XXL: lambda model: TextModel((t5(evened=False),), lengths="squared"),
     QwenImageTEModel: lambda model: language(model, "masked", dropped=QWEN_PREFIX),
     ZImageTEModel: lambda model: language(model, "equal"),
     LuminaModel: lumina2,

@@ -6,6 +6,7 @@ from comfy_api.latest import io
 from ..attention.blocks import parse_blocks
 from ..attention.ipca import IPCA
 from ..attention.runtime import patch
+from .previews import with_previews
 from .types import CATEGORY, reach_inputs, seed_input
 
 
@@ -22,8 +23,8 @@ class OneStoryIPCA(io.ComfyNode):
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="Any SD1.x, SD2.x, SDXL, SD3, SD3.5 or Flux.1 model, Qwen-Image, Z-Image, Lumina 2, "
-                    "HunyuanImage or Wan, with LoRAs and other patches.",
+                    tooltip="Any SD1.x, SD2.x, SDXL, SD3, SD3.5 or Flux.1 model, Chroma, Flux.2, Qwen-Image, Z-Image, "
+                    "Lumina 2, HunyuanImage or Wan, with LoRAs and other patches.",
                 ),
                 io.Float.Input(
                     "strength",
@@ -36,10 +37,11 @@ class OneStoryIPCA(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "variant",
-                    options=["released", "paper"],
+                    options=["released", "paper", "own keys"],
                     default="released",
                     tooltip="“released” strengthens the identity's words only, as the authors' code does; “paper” also "
-                    "the end-of-text tokens, and dilutes the frame's own.",
+                    "the end-of-text tokens, and dilutes the frame's own. “own keys”, for models that read T5 or "
+                    "UMT5, lets the picture look at the identity encoded without any frame.",
                 ),
                 io.Float.Input(
                     "dropout",
@@ -61,7 +63,7 @@ class OneStoryIPCA(io.ComfyNode):
         cls,
         model: ModelPatcher,
         strength: float,
-        variant: Literal["released", "paper"],
+        variant: Literal["released", "paper", "own keys"],
         dropout: float,
         blocks: str,
         start_percent: float,
@@ -69,4 +71,4 @@ class OneStoryIPCA(io.ComfyNode):
         seed: int,
     ) -> io.NodeOutput:
         ipca = IPCA(strength, variant, dropout, parse_blocks(blocks), start_percent, end_percent, seed)
-        return io.NodeOutput(patch(model, ipca))
+        return io.NodeOutput(with_previews(patch(model, ipca)))

@@ -9,13 +9,14 @@ import torch.nn.functional as F
 from comfy.sd import CLIP
 from comfy_api.latest import io
 
+from ..story.parts import IDENTITY, SOT
 from ..story.script import Story
-from ..svr.consolidate import Prompt, consolidate
+from ..svr.consolidate import Prompt, consolidate, identities_alone
 from ..svr.encoders import TextEncoder, name_of
-from ..svr.measures import token_texts
+from ..svr.measures import prompt_list, token_texts
 from ..svr.record import KEY, Attached, Record, pairs_up, with_scales
 from .encoders import text_model_of
-from .types import CATEGORY, STORY
+from .types import CATEGORY, STORY, show_text
 
 
 class OneStoryPrompt(io.ComfyNode):
@@ -27,11 +28,11 @@ class OneStoryPrompt(io.ComfyNode):
             category=CATEGORY,
             description="Encode a whole story as one conditioning with a row for each frame. In “one prompt” mode "
             "every frame is encoded together with the others, which keeps the character the same.",
-            search_aliases=["story", "prompt consolidation", "1prompt1story", "consistent character"],
+            search_aliases=["story", "prompt consolidation", "1prompt1story"],
             inputs=[
                 io.Clip.Input(
                     "clip",
-                    tooltip="The model's text encoder: of SD1.x, SD2.x, SDXL, its refiner, SD3, Flux.1, Flux.2, "
+                    tooltip="The model's text encoder: of SD1.x, SD2.x, SDXL, its refiner, SD3, Flux.1, Chroma, Flux.2, "
                     "Qwen-Image, Z-Image, Lumina 2, HunyuanImage or Wan.",
                 ),
                 STORY.Input("story", tooltip="From Story Script."),
@@ -60,6 +61,7 @@ class OneStoryPrompt(io.ComfyNode):
                 ),
             ],
             outputs=[io.Conditioning.Output(tooltip="One row for each frame, for SVR or a sampler's positive input.")],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -74,11 +76,16 @@ class OneStoryPrompt(io.ComfyNode):
         prompts, chosen, record = consolidate(story, tokenize, encoders, separate, window, width)
         if lengths == "equal":
             check_lengths([prompts[p] for p in chosen], encoders[0].name)
+        show_text(cls, prompt_list(record))
         alone: list[Prompt] = []
         if pooled == "frame":
             alone = consolidate(story, tokenize, encoders, separate=True)[0]
 
-        progress = comfy.utils.ProgressBar(len(prompts) + len(alone))
+        # Where a token has read what follows it, the identity in a story is not the identity.
+        whole = any(not encoder.causal for encoder in encoders)
+        identities = identities_alone(story, tokenize, encoders, width) if whole else {}
+
+        progress = comfy.utils.ProgressBar(len(prompts) + len(alone) + len(identities))
         encoded = [encode(clip, prompt, progress) for prompt in prompts]
         encoded_alone = [encode(clip, prompt, progress) for prompt in alone]
 
@@ -88,9 +95,16 @@ class OneStoryPrompt(io.ComfyNode):
             check(prompt, schedule, record.select([chosen.index(p)]))
         for prompt, schedule in zip(alone, encoded_alone):
             check_pooled(prompt, schedule)
+        if record.interleaved > 1:
+            identities = {}
+        vectors = {text: encode_alone(clip, *each, progress) for text, each in identities.items()}
 
         texts = [read(clip, prompt, encoders) for prompt in prompts]
-        record = record._replace(rows=tuple(row._replace(texts=texts[p]) for row, p in zip(record.rows, chosen)))
+        of_frames = [vectors.get(frame.identity) for frame in story.frames]
+        counts = [0 if each is None else each.shape[1] for each in of_frames]
+        record = record._replace(
+            rows=tuple(row._replace(texts=texts[p], alone=n) for row, p, n in zip(record.rows, chosen, counts))
+        )
         left = lengths == "left"
         if left:
             record = record.at_the_end()
@@ -99,7 +113,7 @@ class OneStoryPrompt(io.ComfyNode):
         for i, (_, options) in enumerate(encoded[0]):
             embeds, mask = in_rows([encoded[p][i] for p in chosen], left)
             if mask is not None:
-                options = {**options, "attention_mask": mask}
+                options = {**options, **(squared(mask) if lengths == "squared" else {"attention_mask": mask})}
             if QUOTED in set().union(*(encoded[p][i][1] for p in chosen)):
                 options = {**options, QUOTED: quoted([encoded[p][i][1].get(QUOTED) for p in chosen])}
             rows = [encoded[p][i][1]["pooled_output"] for p in chosen]
@@ -108,7 +122,8 @@ class OneStoryPrompt(io.ComfyNode):
             pooled_output = None if any(row is None for row in rows) else torch.cat(rows)
             if pooled == "zero" and pooled_output is not None:
                 pooled_output = torch.zeros_like(pooled_output)
-            attached = Attached.to(embeds, with_scales(embeds, record, scaled))
+            beside = in_one([None if each is None else each[i] for each in of_frames]) if vectors else None
+            attached = Attached.to(embeds, with_scales(embeds, record, scaled), beside)
             conditioning.append([embeds, {**options, "pooled_output": pooled_output, KEY: attached}])
         return io.NodeOutput(conditioning)
 
@@ -118,6 +133,28 @@ def encode(clip: CLIP, prompt: Prompt, progress: comfy.utils.ProgressBar) -> lis
     schedule = clip.encode_from_tokens_scheduled(prompt.tokens, show_pbar=False)
     progress.update(1)
     return schedule
+
+
+def encode_alone(clip: CLIP, prompt: Prompt, record: Record, progress: comfy.utils.ProgressBar) -> torch.Tensor:
+    """SOT and identity of a prompt that has nothing else, for each entry of its schedule: [entries, tokens, channels].
+
+    Those of each text encoder that has tokens of its own follow each other.
+    """
+    schedule = encode(clip, prompt, progress)
+    check(prompt, schedule, record)
+    spans = [span for part in (SOT, IDENTITY) for span in record.columns(record.rows[0], part)]
+    columns = [t for span in sorted(spans) for t in range(*span)]
+    return torch.cat([embeds[:, columns] for embeds, _ in schedule])
+
+
+def in_one(rows: Sequence[torch.Tensor | None]) -> torch.Tensor:
+    """Rows [tokens, channels], or None for no token, as [rows, tokens, channels] with zeros after the shorter ones."""
+    longest = max((row for row in rows if row is not None), key=len)
+    out = longest.new_zeros(len(rows), *longest.shape)
+    for row, own in zip(out, rows):
+        if own is not None:
+            row[: len(own)] = own
+    return out
 
 
 QUOTED = "conditioning_byt5small"
@@ -149,6 +186,19 @@ def in_rows(rows: Sequence[list[Any]], left: bool) -> tuple[torch.Tensor, torch.
     masks = [options.get("attention_mask", row.new_ones(row.shape[:2], dtype=torch.long)) for row, options in rows]
     mask = torch.cat([F.pad(own, side) for own, side in zip(masks, missing)])
     return embeds, None if mask.all() else mask
+
+
+HIDDEN = -30000.0
+"""What is added to the logit of a token that nobody may look at: a number in every type, whose exponential is 0."""
+
+
+def squared(mask: torch.Tensor) -> dict[str, Any]:
+    """A mask [rows, tokens] as Chroma takes it: added to the logits, [rows, tokens + 1, tokens + 1].
+
+    The last is for the picture's tokens, all alike: ComfyUI stretches that one to their number.
+    """
+    keys = F.pad((mask == 0) * HIDDEN, (0, 1))
+    return {"attention_mask": keys[:, None].repeat(1, keys.shape[1], 1), "attention_mask_img_shape": (1, 1)}
 
 
 def quoted(rows: Sequence[torch.Tensor | None]) -> torch.Tensor:
@@ -187,8 +237,9 @@ def check_pooled(prompt: Prompt, schedule: list[list[Any]]) -> None:
 def not_finite(what: str, prompt: Prompt) -> str:
     frames = "frame " if len(prompt.window) == 1 else "frames "
     frames += ", ".join(str(frame + 1) for frame in prompt.window)
+    of = frames if prompt.window else "an identity"
     return (
-        f"{what} is not finite (NaN or infinity) for the prompt of {frames}: start ComfyUI with --fp32-text-enc, or "
+        f"{what} is not finite (NaN or infinity) for the prompt of {of}: start ComfyUI with --fp32-text-enc, or "
         "leave out the LoRAs and patches on `clip`, or load another text encoder."
     )
 

@@ -9,7 +9,7 @@ from ..svr.record import KEY, Record
 from ..svr.reweight import EotMode, Variant, naive_reweight, singular_value_reweight
 from .types import CATEGORY
 
-ALIASES = ["story", "consistent character", "1prompt1story", "reweight"]
+ALIASES = ["story", "1prompt1story", "reweight"]
 
 
 class OneStoryNaiveReweight(io.ComfyNode):

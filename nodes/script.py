@@ -12,7 +12,16 @@ class OneStoryScript(io.ComfyNode):
             display_name="Story Script",
             category=CATEGORY,
             description="Write a story: who it is about, and one line for each frame.",
-            search_aliases=["story", "consistent character", "1prompt1story", "storydiffusion", "comic"],
+            search_aliases=[
+                "story",
+                "consistent character",
+                "same character",
+                "same face",
+                "character consistency",
+                "1prompt1story",
+                "storydiffusion",
+                "comic",
+            ],
             inputs=[
                 io.String.Input(
                     "identity",

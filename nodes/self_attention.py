@@ -6,6 +6,7 @@ from comfy_api.latest import io
 from ..attention.blocks import parse_blocks
 from ..attention.runtime import patch
 from ..attention.self_attention import SelfAttention
+from .previews import with_previews
 from .types import CATEGORY, reach_inputs, seed_input
 
 
@@ -18,12 +19,19 @@ class OneStorySelfAttention(io.ComfyNode):
             category=CATEGORY,
             description="Let the frames of a batch look at each other while they are drawn, so that they show the same "
             "character (StoryDiffusion). Works with Story Prompt and with any other batch of pictures.",
-            search_aliases=["story", "consistent character", "storydiffusion", "consistent self-attention"],
+            search_aliases=[
+                "story",
+                "consistent character",
+                "same character",
+                "same face",
+                "storydiffusion",
+                "consistent self-attention",
+            ],
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="Any SD1.x, SD2.x, SDXL, SD3, SD3.5 or Flux.1 model, Qwen-Image, Z-Image, Lumina 2, "
-                    "HunyuanImage or Wan, with LoRAs and other patches.",
+                    tooltip="Any SD1.x, SD2.x, SDXL, SD3, SD3.5 or Flux.1 model, Chroma, Flux.2, Qwen-Image, Z-Image, "
+                    "Lumina 2, HunyuanImage or Wan, with LoRAs and other patches.",
                 ),
                 io.Combo.Input(
                     "variant",
@@ -73,4 +81,5 @@ class OneStorySelfAttention(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: ModelPatcher, blocks: str, **parameters: Any) -> io.NodeOutput:
-        return io.NodeOutput(patch(model, SelfAttention(blocks=parse_blocks(blocks), **parameters)))
+        attention = SelfAttention(blocks=parse_blocks(blocks), **parameters)
+        return io.NodeOutput(with_previews(patch(model, attention)))

@@ -5,11 +5,15 @@ import logging
 from comfy_api.latest import io, ui
 from server import PromptServer
 
-from ..story.script import Story, summary
+from ..story.script import Story, cast_list
 
 STORY = io.Custom("STORY")
 STORY_VECTORS = io.Custom("STORY_VECTORS")
 """What a vision model sees in each picture: an array [pictures, channels], float64."""
+STORY_CAST = io.Custom("STORY_CAST")
+"""The pictures of a story's characters: a tuple of `Member`."""
+STORY_FACE = io.Custom("STORY_FACE")
+"""Face embeddings [faces, 512] of one character."""
 CATEGORY = "OneStory"
 
 
@@ -44,16 +48,19 @@ def seed_input(of: str) -> io.Input:
 
 
 def show_story(node: type[io.ComfyNode], story: Story, name: str = "") -> ui.PreviewText | None:
-    """Write the story's warnings under `node`, or who is in how many frames where there are none, and log them.
+    """Write the story's warnings and who is in which frame under `node`, and log the warnings.
 
     The node's schema needs the hidden input `unique_id`. Returns the warnings for the node's `ui`, which the queue's
     history keeps. `name` stands before each warning in the log.
     """
     for warning in story.warnings:
         logging.warning("OneStory: %s%s", f"“{name}”: " if name else "", warning)
-    text = "\n".join(story.warnings)
+    show_text(node, "\n".join([*(f"⚠ {warning}" for warning in story.warnings), cast_list(story)]))
+    return ui.PreviewText("\n".join(story.warnings)) if story.warnings else None
+
+
+def show_text(node: type[io.ComfyNode], text: str) -> None:
+    """Write under `node`, whose schema needs the hidden input `unique_id`, where an editor is connected."""
     # The editor shows a node's preview text only where it knows the node, but progress text everywhere.
     if node.hidden and PromptServer.instance.client_id is not None:
-        shown = "\n".join(f"⚠ {warning}" for warning in story.warnings) or summary(story)
-        PromptServer.instance.send_progress_text(shown, node.hidden.unique_id, PromptServer.instance.client_id)
-    return ui.PreviewText(text) if text else None
+        PromptServer.instance.send_progress_text(text, node.hidden.unique_id, PromptServer.instance.client_id)

@@ -161,13 +161,32 @@ def nameless(characters: tuple[Character, ...], frames: tuple[Frame, ...], texts
     return [f"Frames {listed(numbers, 'and', 20)} mention no character, so they show nobody: {ways}"]
 
 
-def summary(story: Story) -> str:
-    """How many frames a story has and, of several characters, how many show whom: “3 frames: Mia 2, Otto 1”."""
-    casts = [frame.characters for frame in story.frames]
-    shown = [f"{c.name} {sum(c.name in cast for cast in casts)}" for c in story.characters if c.name]
-    if () in casts:
-        shown.append(f"nobody {casts.count(())}")
-    return f"{len(casts)} frame{'s' * (len(casts) > 1)}{': ' * bool(shown)}{', '.join(shown)}"
+def cast_list(story: Story) -> str:
+    """Who is in which frame, a line for each cast: “Frames 1–3, 5: Mia”, “Frame 4: Mia, Otto”.
+
+    Of a story of one nameless character, how many frames it has.
+    """
+    shown: dict[tuple[str, ...], list[int]] = {}
+    for j, frame in enumerate(story.frames):
+        shown.setdefault(frame.characters, []).append(j)
+    if list(shown) == [("",)]:
+        return f"{len(story.frames)} frame{'s' * (len(story.frames) > 1)}"
+    return "\n".join(
+        f"{numbered(frames)}: {', '.join(cast) if any(cast) else 'the character' if cast else 'nobody'}"
+        for cast, frames in shown.items()
+    )
+
+
+def numbered(frames: Sequence[int]) -> str:
+    """“Frame 4” or “Frames 1–3, 5”, of frames in order that are numbered from 0."""
+    runs: list[list[int]] = []
+    for frame in frames:
+        if runs and runs[-1][-1] == frame - 1:
+            runs[-1].append(frame)
+        else:
+            runs.append([frame])
+    spans = (f"{run[0] + 1}–{run[-1] + 1}" if len(run) > 1 else f"{run[0] + 1}" for run in runs)
+    return f"Frame{'s' * (len(frames) > 1)} {', '.join(spans)}"
 
 
 def build_frame(characters: tuple[Character, ...], number: int, text: str, caption: str | None) -> Frame:

@@ -38,7 +38,7 @@ def consolidate(
     Frames that show the same characters share one prompt [P0; P1; ...; PN]. When it does not fit the encoder, frame j
     gets its own [P0; Pj; ...; Pj+w-1], circular, with the largest w for which every window fits (`window`, if not 0,
     limits w). `separate` gives every frame [P0; Pj]. A frame without characters always stands alone. All prompts are
-    padded to the longest, where an encoder pads. `width` is the embedding's, if the encoders use less.
+    padded to the longest, where an encoder evens them. `width` is the embedding's, if the encoders use less.
     Raises `ValueError` for a frame that has no tokens or does not fit alone.
     """
     seats = [Seat(encoder, slot_of(tokenize, encoder)) for encoder in encoders]
@@ -66,20 +66,41 @@ def consolidate(
     parts = [[pieces.of(first), *pieces.following(first, others)] for first, *others in texts]
     lengths = [max(length_of(seat, prompt) for prompt in parts) for seat in seats]
     prompts = [join(order, part, seats, lengths) for order, part in zip(orders, parts)]
-    # Encoders whose vectors don't stand in the embedding read the prompt as text, or only what is quoted in it.
+    read_further(prompts, texts, tokenize, encoders)
+    layout = layout_of(seats, lengths)
+    rows = tuple(Row(j, prompts[p].window, prompts[p].spans) for j, p in enumerate(chosen))
+    characters = tuple(frame.characters for frame in story.frames)
+    return prompts, chosen, Record(len(story.frames), layout, rows, characters, width=width)
+
+
+def identities_alone(
+    story: Story, tokenize: Tokenize, encoders: Sequence[TextEncoder], width: int = 0
+) -> dict[str, tuple[Prompt, Record]]:
+    """A prompt of each identity of a story and nothing else, and the record of its embedding [1, tokens, channels]."""
+    seats = [Seat(encoder, slot_of(tokenize, encoder)) for encoder in encoders]
+    pieces = Pieces(tokenize, seats)
+    found = {}
+    for text in dict.fromkeys(frame.identity for frame in story.frames if frame.identity):
+        lengths = [length_of(seat, [pieces.of(text)]) for seat in seats]
+        prompt = join((), [pieces.of(text)], seats, lengths)
+        read_further([prompt], [[text]], tokenize, encoders)
+        record = Record(0, layout_of(seats, lengths), (Row(0, (), prompt.spans),), (), width=width)
+        found[text] = prompt, record
+    return found
+
+
+def read_further(
+    prompts: Sequence[Prompt],
+    texts: Sequence[Sequence[str]],
+    tokenize: Tokenize,
+    encoders: Sequence[TextEncoder],
+) -> None:
+    """Encoders whose vectors don't stand in the embedding read the prompt as text, or only what is quoted in it."""
     own = {encoder.key for encoder in encoders}
     if any(encoder.templated for encoder in encoders) or set(tokenize("")) - own:
         for prompt, text in zip(prompts, texts):
             tokens = tokenize(" ".join(filter(None, text)))
             prompt.tokens.update({key: [plain(c) for c in chunks] for key, chunks in tokens.items() if key not in own})
-
-    layout = tuple(
-        Encoder(e.key, Span(e.first, e.first + length - e.dropped), e.channels, e.causal)
-        for (e, _), length in zip(seats, lengths)
-    )
-    rows = tuple(Row(j, prompts[p].window, prompts[p].spans) for j, p in enumerate(chosen))
-    characters = tuple(frame.characters for frame in story.frames)
-    return prompts, chosen, Record(len(story.frames), layout, rows, characters, width=width)
 
 
 class Seat(NamedTuple):
@@ -94,6 +115,15 @@ class Seat(NamedTuple):
         if self.encoder.most is not None:
             return self.encoder.most
         return self.slot.least - len(self.slot.before) - len(self.slot.after)
+
+
+def layout_of(seats: Sequence[Seat], lengths: Sequence[int]) -> tuple[Encoder, ...]:
+    """Where the encoders stand in the embedding of prompts that have at most so many tokens for each."""
+    return tuple(
+        Encoder(e.key, Span(e.first, e.first + length - e.dropped), e.channels, e.causal, most=seat.most)
+        for seat, length in zip(seats, lengths)
+        for e in (seat.encoder,)
+    )
 
 
 class Pieces:
@@ -192,7 +222,9 @@ def join(window: tuple[int, ...], pieces: Sequence[Piece], seats: Sequence[Seat]
             chunk += piece[encoder.key]
             found.append(Span(start + begin, start + len(chunk)))
         sot = Span(encoder.first, encoder.first + (len(slot.before) if encoder.is_clip else 0))
-        end = start + (length if slot.padding else len(chunk) + len(slot.after))
+        if not (slot.padding and encoder.evened):
+            length = length_of(Seat(encoder, slot), pieces)
+        end = start + length
         spans.append(Spans(found[0], tuple(found[1:]), Span(start + len(chunk), end), sot))
         chunk += slot.after
         if slot.padding:

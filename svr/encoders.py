@@ -22,7 +22,8 @@ class TextEncoder(NamedTuple):
     token `first` on, at `channels`: once, or several times, as several layers give them. A prompt takes `most` tokens of text where the model was trained on no more; with
     None, as many as the tokenizer leaves room for, and none further can be encoded. In a `causal` encoder a token has
     read those before it only. A `spaced` one takes each piece of a prompt after the first with a space in front.
-    A `templated` one puts a template around the text, whose first `dropped` tokens its output leaves out.
+    With `evened`, prompts are padded to the longest of a story. A `templated` one puts a template around the text,
+    whose first `dropped` tokens its output leaves out.
     """
 
     key: str
@@ -32,6 +33,7 @@ class TextEncoder(NamedTuple):
     first: int = 0
     most: int | None = None
     causal: bool = True
+    evened: bool = True
     spaced: bool = False
     templated: bool = False
     dropped: int = 0
@@ -74,10 +76,10 @@ def side_by_side(*keys: str) -> tuple[TextEncoder, ...]:
     return tuple(encoders)
 
 
-def t5(first: int = 0, most: int = 512) -> TextEncoder:
+def t5(first: int = 0, most: int = 512, evened: bool = True) -> TextEncoder:
     """T5-XXL, whose vectors stand after `first` tokens of other encoders."""
     width = WIDTHS["t5xxl"]
-    return TextEncoder("t5xxl", NAMES["t5xxl"], width, Span(0, width), first, most, causal=False)
+    return TextEncoder("t5xxl", NAMES["t5xxl"], width, Span(0, width), first, most, causal=False, evened=evened)
 
 
 def umt5() -> TextEncoder:
@@ -96,7 +98,10 @@ def language_model(key: str, width: int, templated: bool = True, dropped: int = 
 
 
 class Slot(NamedTuple):
-    """What an encoder puts `before` and `after` a prompt's text. `padding` fills it up to `least` tokens, if any."""
+    """What an encoder puts `before` and `after` a prompt's text. `padding` fills it up to `least` tokens, if any.
+
+    Padding that a tokenizer puts after every text, however long, belongs to `after`.
+    """
 
     before: tuple[Token, ...]
     after: tuple[Token, ...]
@@ -115,6 +120,12 @@ def slot_of(tokenize: Tokenize, encoder: TextEncoder) -> Slot:
     else:
         before, rest = plain(probe[: words[0]]), plain(probe[words[-1] + 1 :])
         after = rest[:1]
+        if len(rest) == 1:
+            return Slot(tuple(before), tuple(after), None, len(empty))
+        if not encoder.is_clip:
+            # A text that needs no filling up shows what follows every text.
+            [long] = tokenize(" ".join(["fox"] * (len(empty) // len(words) + 1)))[encoder.key]
+            after = plain(long[1 + max(i for i, (_, _, word) in enumerate(long) if word) :])
     return Slot(tuple(before), tuple(after), rest[-1] if rest else None, len(empty))
 
 

@@ -1,13 +1,16 @@
 """What a story's embedding holds, in numbers and texts to draw: each token's part, its gain, how far frames differ."""
 
 import codecs
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from ..story.parts import EOT, IDENTITY, SOT, Line, Part
-from .record import Record, Row, shift, token_norms
+from ..story.script import numbered
+from .encoders import name_of
+from .record import Record, Row, shift, token_norms, words
 
 EMBEDDING = "⟨embedding⟩ "
 
@@ -95,3 +98,30 @@ def parts_of(record: Record) -> list[Part]:
             group.setdefault(role, Part(role, max(texts, key=len), characters))
     groups = [parts[characters] for characters in sorted(parts, key=bool)]
     return [part for group in groups for _, part in sorted(group.items()) if part.tokens]
+
+
+def prompt_list(record: Record) -> str:
+    """How full the prompts are: “Frames 1–4 in one prompt: 62 of 75 tokens”; frames with prompts alike share a line."""
+    lines: dict[tuple[tuple[str, ...], str], list[Row]] = {}
+    sharing = Counter(row.window for row in record.rows)
+    for row in record.rows:
+        others = len(row.window) - 1
+        own = f", each with the {others} after it" if others else ", each alone"
+        how = " in one prompt" if sharing[row.window] > 1 else own
+        lines.setdefault((record.characters[row.frame], how), []).append(row)
+    return "\n".join(
+        f"{numbered([row.frame for row in rows])}{how if len(rows) > 1 else ''}: {fill_of(record, rows)}"
+        for (_, how), rows in lines.items()
+    )
+
+
+def fill_of(record: Record, rows: Sequence[Row]) -> str:
+    """The tokens of text of these rows' prompts, in the encoder that is fullest."""
+    filled = []
+    for e, encoder in enumerate(record.encoders):
+        counts = [sum(stop - start for start, stop in words(row.spans[e])) for row in rows]
+        filled.append((max(counts) / encoder.most, counts, encoder))
+    _, counts, encoder = max(filled, key=lambda found: found[0])
+    least = f"{min(counts)} to " if min(counts) < max(counts) else ""
+    which = f" of {name_of(encoder.name)}" if len({e.tokens for e in record.encoders}) > 1 else ""
+    return f"{least}{max(counts)} of {encoder.most} tokens{which}"

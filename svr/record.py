@@ -43,13 +43,15 @@ def shift(span: Span, by: int) -> Span:
 class Row(NamedTuple):
     """One row of the embedding: it draws `frame`, from a prompt that holds the frame prompts of `window`.
 
-    `texts` has what each token reads as, for each text encoder, with a space after the end of a word.
+    `texts` has what each token reads as, for each text encoder, with a space after the end of a word. `alone` is the
+    number of its identity's tokens in `Attached.alone`.
     """
 
     frame: int
     window: tuple[int, ...]
     spans: tuple[Spans, ...]
     texts: tuple[tuple[str, ...], ...] = ()
+    alone: int = 0
 
     @property
     def expressed(self) -> int:
@@ -72,7 +74,7 @@ class Encoder(NamedTuple):
     """One text encoder, and which tokens and channels of the embedding are its own.
 
     In a causal one a token has read those before it only. `scale` is how many times shorter its token vectors are than
-    CLIP's.
+    CLIP's, `most` the number of tokens of text that a prompt should not exceed.
     """
 
     name: str
@@ -80,6 +82,7 @@ class Encoder(NamedTuple):
     channels: Span
     causal: bool = True
     scale: float = 1.0
+    most: int = 0
 
 
 class Record(NamedTuple):
@@ -205,19 +208,23 @@ def words(spans: Spans) -> tuple[Span, ...]:
 class Attached(NamedTuple):
     """What a story's conditioning carries under `KEY`: its map, and what is known of the embedding it was made with.
 
-    `norms` are the tokens' before any reweighting, as of `token_norms`.
+    `norms` are the tokens' before any reweighting, as of `token_norms`. `alone` [rows, tokens, channels] is each row's
+    identity encoded without any frame, its SOT with it: `Row.alone` tokens, then zeros. Encoders that are causal all
+    need none, as it stands in the embedding.
     """
 
     record: Record
     norms: Tensor
+    alone: Tensor | None = None
 
     @classmethod
-    def to(cls, embeds: Tensor, record: Record) -> "Attached":
-        return cls(record, token_norms(embeds, record))
+    def to(cls, embeds: Tensor, record: Record, alone: Tensor | None = None) -> "Attached":
+        return cls(record, token_norms(embeds, record), alone)
 
     def select(self, rows: list[int]) -> "Attached":
         """What belongs to these rows of the embedding, in this order."""
-        return Attached(self.record.select(rows), self.norms[rows])
+        alone = None if self.alone is None else self.alone[rows]
+        return Attached(self.record.select(rows), self.norms[rows], alone)
 
 
 def pairs_up(embeds: Tensor, tokens: int) -> bool:

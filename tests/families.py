@@ -179,6 +179,51 @@ def flux(pooled: int | None = 768):
     )
 
 
+CHROMA = {
+    "out_channels": 64,
+    "context_in_dim": 4096,
+    "hidden_size": 128,
+    "mlp_ratio": 4.0,
+    "num_heads": 1,
+    "depth": 1,
+    "depth_single_blocks": 2,
+    "axes_dim": [16, 56, 56],
+    "theta": 10000,
+    "qkv_bias": True,
+    "in_dim": 64,
+    "out_dim": 128,
+    "hidden_dim": 64,
+    "n_layers": 1,
+    "txt_ids_dims": [],
+    "vec_in_dim": None,
+}
+
+
+@cache
+def chroma():
+    return in_process(comfy.supported_models.Chroma, image_model="chroma", in_channels=64, patch_size=2, **CHROMA)
+
+
+@cache
+def radiance():
+    return in_process(
+        comfy.supported_models.ChromaRadiance,
+        image_model="chroma_radiance",
+        **{**CHROMA, "out_channels": 3},
+        in_channels=3,
+        patch_size=16,
+        nerf_hidden_size=8,
+        nerf_mlp_ratio=2,
+        nerf_depth=1,
+        nerf_max_freqs=2,
+        nerf_tile_size=512,
+        nerf_final_head_type="conv",
+        nerf_embedder_dtype=torch.float32,
+        use_x0=False,
+        use_sequential_txt_ids=True,
+    )
+
+
 @cache
 def flux2():
     from comfy.ldm.flux.model import Flux
@@ -255,6 +300,14 @@ def klein_clip():
 
     small = {**SMALL, "num_hidden_layers": STACKED[-1]}
     return text_encoder(flux.klein_te(model_type="qwen3_8b"), flux.KleinTokenizer8B, qwen3_8b_model_config=small)
+
+
+@cache
+def chroma_clip():
+    """T5 without padding."""
+    from comfy.text_encoders.pixart_t5 import PixArtTokenizer, pixart_te
+
+    return text_encoder(pixart_te(), PixArtTokenizer)
 
 
 @cache
@@ -349,9 +402,11 @@ def byte_pairs():
 
 FLUX = Family("Flux.1", flux, flux_clip, 16, (16, 56, 56), 10000)
 FLUX2 = Family("Flux.2", flux2, mistral_clip, 16, (32, 32, 32, 32), 2000, axis=2, least=512)
+CHROMA_HD = Family("Chroma", chroma, chroma_clip, 16, (16, 56, 56), 10000)
+RADIANCE = Family("Chroma1-Radiance", radiance, chroma_clip, 16, (16, 56, 56), 10000)
 QWEN_IMAGE = Family("Qwen-Image", qwen_image, qwen_clip, 16, (16, 56, 56), 10000)
 Z_IMAGE = Family("Z-Image", z_image, z_clip, 16, (32, 48, 48), 256, multiple=32)
 LUMINA2 = Family("Lumina 2", lumina2, gemma_clip, 16, (32, 32, 32), 10000)
 HUNYUAN_IMAGE = Family("HunyuanImage", hunyuan_image, hunyuan_clip, 32, (64, 64), 256)
 WAN = Family("Wan", wan, umt5_clip, 16, (44, 42, 42), 10000)
-JOINT = (FLUX, FLUX2, QWEN_IMAGE, Z_IMAGE, LUMINA2, HUNYUAN_IMAGE)
+JOINT = (FLUX, CHROMA_HD, FLUX2, QWEN_IMAGE, Z_IMAGE, LUMINA2, HUNYUAN_IMAGE)

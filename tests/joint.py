@@ -68,6 +68,9 @@ def by_head(x, heads):
 def row_of(mask, row, keys):
     """A mask over keys as what is added to their logits, in one row."""
     mask = mask if mask.dtype != torch.bool else torch.zeros(mask.shape).masked_fill(~mask, -math.inf)
+    if mask.ndim == 3:  # ComfyUI's of Flux and Chroma, for each query; here they are all alike
+        assert torch.equal(mask.exp(), mask[:, :1].exp().expand_as(mask))
+        mask = mask[:, 0]
     mask = mask.double().reshape(-1, mask.shape[-1])
     assert mask.shape[-1] == keys
     return mask[row % len(mask)]

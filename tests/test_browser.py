@@ -191,22 +191,6 @@ def test_help_page_opens(page):
     page.screenshot(path=SCREENSHOTS / "help.png")
 
 
-WIRES = (
-    ("CheckpointLoaderSimple", "MODEL", "story", "model"),
-    ("CheckpointLoaderSimple", "CLIP", "story", "clip"),
-    ("CheckpointLoaderSimple", "CLIP", "CLIPTextEncode", "clip"),
-    ("story", "model", "KSampler", "model"),
-    ("story", "positive", "KSampler", "positive"),
-    ("CLIPTextEncode", "CONDITIONING", "KSampler", "negative"),
-    ("story", "latent", "KSampler", "latent_image"),
-    ("KSampler", "LATENT", "VAEDecode", "samples"),
-    ("CheckpointLoaderSimple", "VAE", "VAEDecode", "vae"),
-    ("VAEDecode", "IMAGE", "OneStoryBoard", "images"),
-    ("story", "story", "OneStoryBoard", "story"),
-    ("OneStoryBoard", "IMAGE", "PreviewImage", "images"),
-)
-
-
 def test_the_blueprint_is_one_ready_node(page):
     page.errors.clear()
     new_workflow(page)
@@ -224,43 +208,68 @@ def test_the_blueprint_is_one_ready_node(page):
             return [subgraph.nodes.map(n => n.type), properties.proxyWidgetErrorQuarantine ?? []]
         }"""
     )
-    assert sorted(inside) == ["OneStoryIPCA", "OneStoryLatent", "OneStoryPrompt", "OneStorySVR", "OneStoryScript"]
+    ours = ["OneStoryBoard", "OneStoryIPCA", "OneStoryLatent", "OneStoryPrompt", "OneStorySVR", "OneStoryScript"]
+    assert sorted(type_ for type_ in inside if type_.startswith("OneStory")) == ours
     assert page.evaluate("types => types.filter(type => !(type in LiteGraph.registered_node_types))", inside) == []
     assert quarantined == [], "the editor understands every widget that the node shows"
 
-    values = {"identity": "a red fox", "frames": "reading\nrunning", "width": 64, "height": 64, "strength": 2}
+    values = {
+        "identity": "a red fox",
+        "frames": "reading\nrunning",
+        "text": "blurry",
+        "width": 64,
+        "height": 64,
+        "strength": 2,
+        "seed": 7,
+        "steps": 1,
+        "cfg": 2,
+    }
     page.evaluate(
-        """([wires, values]) => {
+        """values => {
             const [story] = app.graph.nodes
-            story.pos = [400, 0]
-            const nodes = { story }
-            for (const type of new Set(wires.flatMap(([from, , to]) => [from, to])))
-                if (type !== "story") {
-                    nodes[type] = LiteGraph.createNode(type)
-                    app.graph.add(nodes[type])
-                }
-            const columns = ["CheckpointLoaderSimple", "story", "KSampler", "OneStoryBoard", "PreviewImage"]
-            columns.forEach((type, i) => (nodes[type].pos = [450 * i, 0]))
-            nodes.CLIPTextEncode.pos = [0, 250]
-            nodes.VAEDecode.pos = [900, 450]
-            for (const [from, out, to, into] of wires)
-                nodes[from].connect(nodes[from].findOutputSlot(out), nodes[to], nodes[to].findInputSlot(into))
+            story.pos = [0, 0]
+            for (const [i, output] of story.outputs.entries()) {
+                const preview = LiteGraph.createNode("PreviewImage")
+                preview.pos = [550, 400 * i]
+                app.graph.add(preview)
+                story.connect(i, preview, 0)
+            }
             for (const widget of story.widgets) if (widget.name in values) widget.value = values[widget.name]
-            nodes.KSampler.widgets.find(w => w.name === "steps").value = 1
         }""",
-        [WIRES, values],
+        values,
     )
-    inputs = {node["class_type"]: node["inputs"] for node in api_of(page).values()}
-    reached = {**inputs["OneStoryScript"], **inputs["OneStoryLatent"], **inputs["OneStoryIPCA"]}
+    reached = {}
+    for node in api_of(page).values():
+        reached.update(node["inputs"])
     assert {name: reached[name] for name in values} == values
     kind, detail = press_run(page)
     assert kind == "execution_success", detail
     show_all(page)
-    page.wait_for_function("app.graph.nodes.find(n => n.type === 'PreviewImage').imgs?.length === 1")
+    page.wait_for_function("app.graph.nodes.slice(1).map(n => n.imgs?.length).join() === '1,2'")
     page.wait_for_timeout(500)
     page.screenshot(path=SCREENSHOTS / "blueprint.png")
     page.set_viewport_size(SMALL)
     assert page.errors == []
+
+
+def test_search_finds_where_a_story_begins(page):
+    new_workflow(page)
+    for words, first in (
+        ("consistent character", "Story Script"),
+        ("same character", "Story Script"),
+        ("same face", "Story Script"),
+        ("comic", "Story Board"),
+        ("caption", "Story Board"),
+    ):
+        command(page, "Workspace.SearchBox.Toggle")
+        page.get_by_placeholder("Add a node...").fill(words)
+        page.wait_for_function(
+            "first => [...document.querySelectorAll('[role=option]')].find(e => /onestory/i.test(e.innerText))"
+            "?.innerText.startsWith(first)",
+            arg=first,
+        )
+        page.screenshot(path=SCREENSHOTS / f"search {words}.png")
+        page.keyboard.press("Escape")
 
 
 def switch_language(page: "playwright.Page", language: str) -> dict:
@@ -406,7 +415,7 @@ def test_story_script_takes_dynamic_prompts_and_shows_its_warnings(page):
     assert parse_script(script["identity"], script["frames"]).characters == (("Mia", "a girl"), ("Rex", "a dog"))
     frames = parse_script(script["identity"], script["frames"]).frames
     assert [frame.prompt for frame in frames] == ["under the sun", "home"]
-    for text, shown in (("home", "mentions no character"), ("[rex]、[mia]: home", "2 frames: Mia 2, Rex 2")):
+    for text, shown in (("home", "mentions no character"), ("[rex]、[mia]: home", "Frames 1–2: Mia, Rex")):
         page.evaluate(
             """text => {
                 const [, frames] = app.graph.nodes.find(n => n.type === "OneStoryScript").widgets

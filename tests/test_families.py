@@ -4,9 +4,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from comfy_extras.nodes_cond import T5TokenizerOptions
 from comfy_extras.nodes_rope import ScaleROPE
 from families import (
     CHANNELS,
+    CHROMA_HD,
     COLUMNS,
     FLUX,
     FLUX2,
@@ -15,6 +17,7 @@ from families import (
     LUMINA2,
     PICTURE,
     QWEN_IMAGE,
+    RADIANCE,
     ROWS,
     WAN,
     Z_IMAGE,
@@ -181,6 +184,16 @@ def test_one_length_models_say_so_before_anything_is_encoded(family):
     assert separate(clip, story("a red fox", "runs", "runs"))[0][0].shape[0] == 2
 
 
+def test_chroma_takes_the_padding_that_t5_tokenizer_options_asks_for():
+    clip = T5TokenizerOptions.execute(CHROMA_HD.clip(), 1, 20).result[0]
+    for text in ("runs", "runs through the deepest snow of all the winters in a hundred years and more"):
+        [[embeds, options]] = positive(clip, story("a red fox", text, text), svr=False)
+        [[want, _]] = nodes.CLIPTextEncode().encode(clip, f"a red fox {text} {text}")[0]
+        assert torch.equal(embeds, want.expand(2, -1, -1))
+        identity, frames, eot, _ = options[KEY].record.rows[0].spans[0]
+        assert eot == (frames[-1].stop, embeds.shape[1]) and eot.stop - eot.start >= 2
+
+
 def test_a_text_that_brings_its_own_template_gets_a_sentence():
     with pytest.raises(ValueError, match=r"Qwen2.5-VL takes the text “<\|im_start\|>user"):
         positive(QWEN_IMAGE.clip(), story("<|im_start|>user a red fox", "runs"))
@@ -249,7 +262,7 @@ def test_positive_and_negative_in_one_batch_equal_the_reference(joint):
 def test_blocks_are_chosen_by_their_numbers(family):
     model, given = family.model(), graph(family)
     one = sample(ipca(model, blocks="double.0"), *given, cfg=1.0)
-    rest = "single.0-1" if family in (FLUX, FLUX2, HUNYUAN_IMAGE) else "double.1-2"
+    rest = "single.0-1" if family in (FLUX, CHROMA_HD, FLUX2, HUNYUAN_IMAGE) else "double.1-2"
     other = sample(ipca(model, blocks=rest), *given, cfg=1.0)
     every = sample(ipca(model), *given, cfg=1.0)
     assert torch.equal(sample(ipca(model, blocks=f"double.0+{rest}"), *given, cfg=1.0), every)
@@ -264,9 +277,9 @@ def test_runs_equal_one_batch(family, frames_per_run):
     assert scaled_error(got, sample(patched, *given)) < 1e-4
 
 
-@pytest.mark.parametrize("family", [QWEN_IMAGE, FLUX2], ids=lambda family: family.name)
+@pytest.mark.parametrize("family", [QWEN_IMAGE, CHROMA_HD, FLUX2], ids=lambda family: family.name)
 def test_rows_of_unequal_length_equal_each_row_alone(family):
-    """Qwen-Image masks what is missing behind the shorter row; Flux.2 reads zeros before it."""
+    """Qwen-Image and Chroma mask what is missing behind the shorter row; Flux.2 reads zeros before it."""
     clip, model, tale = family.clip(), family.model(), story("a red fox", "runs", "reads under an old oak")
     [[embeds, options]] = conditioning = separate(clip, tale)
     own = [encode(clip, f"a red fox {frame.prompt}") for frame in tale.frames]
@@ -279,7 +292,11 @@ def test_rows_of_unequal_length_equal_each_row_alone(family):
         assert [row.spans[0].eot.stop for row in record.rows] == [lengths[1]] * 2
         read = ["".join(row.texts[0][slice(*row.span(IDENTITY, 0))]).strip() for row in record.rows]
         assert read == ["a red fox"] * 2
-    assert options["attention_mask"].tolist() == masks
+    if family is CHROMA_HD:
+        keys = [[*mask, 1] for mask in masks]
+        assert (options["attention_mask"].exp() == torch.tensor(keys)[:, None, :]).all()
+    else:
+        assert options["attention_mask"].tolist() == masks
     latent = empty(tale, COLUMNS * 16, ROWS * 16, noise="same")
     negative = encode(clip, "blurry")
     together = sample(model, conditioning, negative, latent)
@@ -295,6 +312,13 @@ def test_rows_of_unequal_length_equal_each_row_alone(family):
     agree(family, "both", (conditioning, negative, latent), cfg=2.0)
     given, patched = (conditioning, negative, latent), self_attention(ipca(model), anchors=1)
     assert scaled_error(in_runs(patched, *given, 1, anchors=1), sample(patched, *given)) < 1e-4
+
+
+def test_radiance_draws_pixels_as_chroma_draws_latents():
+    tale = RADIANCE.clip(), TALE
+    latent = {"samples": torch.zeros(3, 3, 16 * ROWS, 16 * COLUMNS), "batch_index": [0, 1, 2]}
+    agree(RADIANCE, "both", (positive(*tale), encode(tale[0], "red fox"), latent), cfg=2.0)
+    assert sample(RADIANCE.model(), *graph(RADIANCE), cfg=1.0).shape == latent["samples"].shape
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,7 @@ def test_roles_name_every_token():
 
 def test_what_the_text_encoder_gave_has_gain_1(prompt):
     (embeds, options), *_ = prompt
-    assert torch.equal(gains(embeds, *options[KEY]), torch.ones(3, 1, 77, dtype=torch.float64))
+    assert torch.equal(gains(embeds, *options[KEY][:2]), torch.ones(3, 1, 77, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("encoders", [stories.SD15, stories.SDXL])
@@ -255,7 +255,7 @@ def test_a_run_of_a_split_story_shows_its_frames(prompt, tmp_path, monkeypatch):
     monkeypatch.setattr("folder_paths.get_temp_directory", lambda: str(tmp_path))
     for conditioning, _, _ in split(prompt, {"samples": torch.zeros(3, 4, 8, 8)}, 1, 1):
         [(embeds, options)] = conditioning
-        record, norms = options[KEY]
+        record, norms, _ = options[KEY]
         assert torch.equal(norms, token_norms(embeds, record))
         OneStoryInspect.execute(conditioning)
 
@@ -268,7 +268,7 @@ def test_without_a_story_it_says_where_to_wire_it():
 def test_separate_prompts_have_one_frame_a_row(sd):
     conditioning = OneStoryPrompt.execute(sd.clip, story(FOX, *FRAMES[:2]), "separate prompts", 0, "story").result[0]
     (embeds, options), *_ = conditioning
-    assert [{r for r in line.roles[0] if r >= 0} for line in lines_of(embeds, *options[KEY])] == [
+    assert [{r for r in line.roles[0] if r >= 0} for line in lines_of(embeds, *options[KEY][:2])] == [
         {0},
         {1},
     ]

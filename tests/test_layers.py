@@ -23,7 +23,7 @@ RULES = {
     "tools": ({"story", "pages", "world"}, None),
     "bench": (set(ROOMS), None),
 }
-HOST_ROOMS = ("attention/runtime.py", "attention/rows.py", "attention/architectures/")
+HOST_ROOMS = ("attention/runtime.py", "attention/runs.py", "attention/rows.py", "attention/architectures/")
 
 
 def imports(path: Path) -> set[tuple[str, ...]]:

@@ -1,7 +1,7 @@
 """Story Script: what a text means, and the sentence for what it can't mean."""
 
 import pytest
-from onestory.story.script import Character, Frame, parse_script
+from onestory.story.script import Character, Frame, cast_list, parse_script
 
 FOX = "a red fox"
 CAST = "[Mia] a girl in a red coat\n[Tom] a boy with a kite"
@@ -261,3 +261,20 @@ def test_what_can_not_be_understood_gives_one_sentence(identity, frames, says):
 def test_a_story_has_as_many_frames_as_lines(frames):
     story = parse_script(FOX, "\n".join(f"doing thing {j}" for j in range(frames)))
     assert [f.prompt for f in story.frames] == [f"doing thing {j}" for j in range(frames)]
+
+
+@pytest.mark.parametrize(
+    ("identity", "frames", "shown"),
+    [
+        (FOX, "runs", "1 frame"),
+        (FOX, "runs\nsleeps", "2 frames"),
+        (FOX, "runs\n[NC] snow\nsleeps", "Frames 1, 3: the character\nFrame 2: nobody"),
+        (
+            CAST,
+            "[Mia] a\n[Mia] b\n[NC] c\n[Tom] and [Mia] d\n[Mia] e\n[Mia] f\n[Mia] g\n[Tom] h",
+            "Frames 1–2, 5–7: Mia\nFrame 3: nobody\nFrame 4: Mia, Tom\nFrame 8: Tom",
+        ),
+    ],
+)
+def test_cast_list_tells_who_is_in_which_frame(identity, frames, shown):
+    assert cast_list(parse_script(identity, frames)) == shown

@@ -23,6 +23,7 @@ from onestory.nodes.reweight import OneStoryNaiveReweight, OneStorySVR
 from onestory.story.script import parse_script
 from onestory.svr.consolidate import consolidate
 from onestory.svr.encoders import side_by_side
+from onestory.svr.measures import prompt_list
 from onestory.svr.record import KEY, Span, token_norms
 from reference import naive_reweight, relative_error, singular_value_reweight
 from safetensors.torch import save_file
@@ -803,3 +804,23 @@ def test_a_hundred_frames_encode(clips):
     assert embeds.shape == (100, 77, 768) and len(options[KEY].record.rows) == 100
     [[reweighted, _]] = OneStorySVR.execute([[embeds, options]], **DEFAULTS[OneStorySVR]).result[0]
     assert reweighted.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("frames", "separate", "window", "shown"),
+    [
+        ("runs in snow\nsleeps", False, 0, "Frames 1–2 in one prompt: 11 of 75 tokens"),
+        ("runs in snow\nsleeps", True, 0, "Frames 1–2, each alone: 8 to 10 of 75 tokens"),
+        ("runs\nsits\nsleeps", False, 2, "Frames 1–3, each with the 1 after it: 9 of 75 tokens"),
+        (
+            "runs in snow\n[NC] a street\nsits",
+            False,
+            0,
+            "Frames 1, 3 in one prompt: 11 of 75 tokens\nFrame 2: 2 of 75 tokens",
+        ),
+    ],
+)
+def test_prompt_list_tells_how_full_the_prompts_are(tokenizers, frames, separate, window, shown):
+    tokenize = partial(tokenizers["SDXL"].tokenize_with_weights, return_word_ids=True)
+    story = parse_script(FOX, frames)
+    assert prompt_list(consolidate(story, tokenize, side_by_side("l", "g"), separate, window)[2]) == shown

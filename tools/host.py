@@ -15,6 +15,7 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -342,6 +343,7 @@ def checkpoint(host: Host, folder: Path, stem: str, sources: Sequence[Path], wha
     return file
 
 
+@cache
 def has_gpu(host: Host) -> bool:
     """Whether the host's torch can compute on something other than the CPU."""
     probe = (

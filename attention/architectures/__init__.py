@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ..blocks import Block, Blocks, Parts, by_name, selected
 from ..method import Batch, Call, Layer
-from . import flux, flux2, hunyuan_image, lumina, mmdit, qwen_image, unet, wan
+from . import chroma, flux, flux2, hunyuan_image, lumina, mmdit, qwen_image, unet, wan
 
 
 class Dispatch(Protocol):
@@ -44,7 +44,7 @@ class Architecture(Protocol):
         """Options for one forward pass of a `BaseModel` that take its calls to `dispatch`."""
 
 
-ARCHITECTURES: tuple[Architecture, ...] = (unet, mmdit, flux, flux2, qwen_image, lumina, hunyuan_image, wan)
+ARCHITECTURES: tuple[Architecture, ...] = (unet, mmdit, flux, chroma, flux2, qwen_image, lumina, hunyuan_image, wan)
 
 
 class Layers(NamedTuple):

@@ -8,6 +8,7 @@ from comfy.ldm.flux.model import Flux
 from ...svr.record import Span
 from ..blocks import Block, thirds
 from ..method import Batch
+from .beside import beside_of
 from .joint import copies, grid, patches
 from .numbered import Numbered, double_and_single, listening, scale_of, to_the_right
 
@@ -51,4 +52,6 @@ def install(transformer_options: dict[str, Any], model: Any, batch: Batch, dispa
     scale = scale_of(transformer_options)
     axes = len(transformer.params.axes_dim)
     turn = to_the_right(transformer.pe_embedder, axes, batch, patch, scale, WIDTH)
-    return listening(transformer_options, Numbered(transformer_options, picture, dispatch, placed, turn))
+    return listening(
+        transformer_options, Numbered(transformer_options, picture, dispatch, placed, turn, beside_of(batch))
+    )

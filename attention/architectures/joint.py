@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from ...svr.record import Span
 from ..method import Call, Layer, call_attention
 from .back_ends import attention_of
+from .beside import Beside, attend_beside
 
 if TYPE_CHECKING:
     from . import Dispatch
@@ -42,10 +44,14 @@ class Joint(NamedTuple):
 class Listener:
     """Hears every attention call of one forward pass that is given `transformer_options`.
 
-    The picture has `picture` tokens. Subclasses say by `layer_of` which layer a call is, and where its tokens stand.
+    The picture has `picture` tokens. Subclasses say by `layer_of` which layer a call is, and where its tokens stand,
+    not counting those of `beside`.
     """
 
-    def __init__(self, transformer_options: dict[str, Any], picture: int, dispatch: "Dispatch"):
+    def __init__(
+        self, transformer_options: dict[str, Any], picture: int, dispatch: "Dispatch", beside: Beside | None = None
+    ):
+        self.beside = beside
         self.previous = transformer_options.get("optimized_attention_override")
         self.picture = picture
         self.dispatch = dispatch
@@ -59,14 +65,17 @@ class Listener:
         if args:
             kwargs["mask"] = args[0]
         found = self.layer_of(q.shape[-2], k.shape[-2], kwargs.get("transformer_options") or {})
-        if found is None or not self.dispatch.wants(found.layer):
+        beside = self.beside if found and found.layer.kind != "self" else None
+        wanted = found is not None and self.dispatch.wants(found.layer)
+        if found is None or not (wanted or beside):
             return attention(q, k, v, heads, **kwargs)
         if v.ndim > k.ndim:
             v = v.flatten(2)
         layer, text, picture, turn = found
         plain = attention_of(func)
         call = Call(layer, q, k, v, heads, Span(0, len(q)), text, picture, turn, attention, plain, kwargs)
-        return attend_picture(self.dispatch, call)
+        attend = partial(attend_picture, self.dispatch) if wanted else call_attention
+        return attend_beside(call, beside, attend) if beside else attend(call)
 
 
 def attend_picture(dispatch: "Dispatch", call: Call) -> Tensor:

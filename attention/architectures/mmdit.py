@@ -15,6 +15,7 @@ from comfy.ldm.modules.diffusionmodules.mmdit import MMDiT
 from ...svr.record import Span
 from ..blocks import Block, thirds
 from ..method import Batch, Layer
+from .beside import beside_of
 from .joint import Joint, Listener, copies, grid, patches
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def layer_size(model: Any, tokens: int, height: int, width: int) -> tuple[int, i
 
 def install(transformer_options: dict[str, Any], model: Any, batch: Batch, dispatch: "Dispatch") -> dict[str, Any]:
     picture = math.prod(patches(batch.size, model.diffusion_model.patch_size))
-    listener = Counter(transformer_options, batch.tokens, picture, dispatch)
+    listener = Counter(transformer_options, batch, picture, dispatch)
     replace = dict(transformer_options.get("patches_replace", {}))
     if "dit" in replace:
         replace["dit"] = {block: partial(listener.replaced, block, p) for block, p in replace["dit"].items()}
@@ -47,9 +48,9 @@ def install(transformer_options: dict[str, Any], model: Any, batch: Batch, dispa
 class Counter(Listener):
     """`next` is the number of the block whose joint attention comes next."""
 
-    def __init__(self, transformer_options: dict[str, Any], text: int, picture: int, dispatch: "Dispatch"):
-        super().__init__(transformer_options, picture, dispatch)
-        self.text = text
+    def __init__(self, transformer_options: dict[str, Any], batch: Batch, picture: int, dispatch: "Dispatch"):
+        super().__init__(transformer_options, picture, dispatch, beside_of(batch))
+        self.text = batch.tokens
         self.next = 0
 
     def layer_of(self, queries: int, keys: int, options: dict[str, Any]) -> Joint | None:
@@ -58,9 +59,9 @@ class Counter(Listener):
         if queries == self.picture:
             return Joint(Layer("self", ("double", self.next - 1), 1), None, Span(0, queries))
         number, self.next = self.next, self.next + 1
-        start = queries - self.picture
+        start = queries - self.picture - (self.beside.tokens if self.beside else 0)
         text = Span(0, start) if start == self.text else None
-        return Joint(Layer("joint", ("double", number), 0), text, Span(start, queries))
+        return Joint(Layer("joint", ("double", number), 0), text, Span(start, start + self.picture))
 
     def replaced(self, block: Block, patch: Callable[..., Any], args: Any, extra_options: Any) -> Any:
         self.next = block[1]

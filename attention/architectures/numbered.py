@@ -8,6 +8,7 @@ from torch import Tensor
 from ...svr.record import Span
 from ..blocks import Block
 from ..method import Batch, Layer
+from .beside import Beside
 from .joint import Joint, Listener, patches
 from .rotary import shift, turned
 
@@ -35,8 +36,9 @@ class Numbered(Listener):
         dispatch: "Dispatch",
         placed: Callable[[int, dict[str, Any]], tuple[Span | None, Span] | None],
         turn: Callable[[Tensor], Tensor],
+        beside: Beside | None = None,
     ):
-        super().__init__(transformer_options, picture, dispatch)
+        super().__init__(transformer_options, picture, dispatch, beside)
         self.placed = placed
         self.turn = turn
 
@@ -44,7 +46,7 @@ class Numbered(Listener):
         # Blocks that refine text or picture beforehand have no number.
         if queries != keys or "block_index" not in options:
             return None
-        place = self.placed(queries, options)
+        place = self.placed(queries - (self.beside.tokens if self.beside else 0), options)
         if place is None:
             return None
         block = options["block_type"], options["block_index"]

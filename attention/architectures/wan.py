@@ -12,6 +12,7 @@ from comfy.ldm.wan.model import WanModel
 from ...svr.record import Span
 from ..blocks import Block, thirds
 from ..method import Batch, Layer
+from .beside import beside_of
 from .joint import Joint, Listener, copies, grid, patches
 from .numbered import listening, scale_of, to_the_right
 
@@ -45,7 +46,7 @@ class ByTurns(Listener):
 
     def __init__(self, transformer_options: dict[str, Any], transformer: Any, batch: Batch, dispatch: "Dispatch"):
         patch = transformer.patch_size[-1]
-        super().__init__(transformer_options, math.prod(patches(batch.size, patch)), dispatch)
+        super().__init__(transformer_options, math.prod(patches(batch.size, patch)), dispatch, beside_of(batch))
         self.text = batch.tokens
         self.leading = transformer.ref_conv is not None
         self.turn = to_the_right(transformer.rope_embedder, AXES, batch, patch, scale_of(transformer_options))
@@ -64,7 +65,7 @@ class ByTurns(Listener):
         if self.inside != number and queries == keys:
             self.inside = number
             return Joint(Layer("self", ("double", number), 0), None, place, self.turn)
-        if self.inside == number and keys == self.text:
+        if self.inside == number and keys == self.text + (self.beside.tokens if self.beside else 0):
             self.inside = None
-            return Joint(Layer("cross", ("double", number), 1), Span(0, keys), place)
+            return Joint(Layer("cross", ("double", number), 1), Span(0, self.text), place)
         return None

@@ -12,6 +12,7 @@ def nodes():
     """The pack's nodes and ComfyUI's CLIPTextEncode."""
     from types import SimpleNamespace
 
+    from onestory.nodes.passes import OneStoryRuns
     from onestory.nodes.prompt import OneStoryPrompt
     from onestory.nodes.reweight import OneStorySVR
     from onestory.nodes.runs import OneStoryJoin, OneStorySplit
@@ -27,7 +28,11 @@ def nodes():
         return CLIPTextEncode().encode(clip, text)[0]
 
     return SimpleNamespace(
-        encode=encode, encode_text=encode_text, split=OneStorySplit.execute, join=OneStoryJoin.execute
+        encode=encode,
+        encode_text=encode_text,
+        split=OneStorySplit.execute,
+        join=OneStoryJoin.execute,
+        at_a_time=OneStoryRuns.execute,
     )
 
 
@@ -128,6 +133,32 @@ def bench_runs(compare, compare_memory, checkpoint, nodes, step_side, short, fra
         "8 frames in runs of 4",
         lambda: in_runs(nodes, ours, eight, negative, 8, step_side, anchors, 1),
         goal=1.05,
+    )
+
+
+@pytest.mark.parametrize("method", ["IPCA", "IPCA and self-attention"])
+def bench_runs_in_one_sampler(compare, compare_memory, checkpoint, nodes, step_side, short, method):
+    """40 frames, 4 at a time: time against one batch, and memory against 8 frames."""
+    frames = 40
+    short(frames, 12)
+    model, clip, _ = checkpoint
+    plain = patched(model, method)
+    ours = nodes.at_a_time(plain, 4).result[0]
+    positive, eight, negative = nodes.encode(clip, frames), nodes.encode(clip, 8), nodes.encode_text(clip, "")
+    compare(
+        f"story of {frames} frames of {step_side}, 4 at a time, {method}, one step",
+        lambda: sample(ours, positive, negative, latents(frames, step_side), 1),
+        "one batch",
+        lambda: sample(plain, positive, negative, latents(frames, step_side), 1),
+        goal=1.03,
+        fewest_rounds=5,
+    )
+    compare_memory(
+        f"story of {frames} frames of {step_side}, 4 at a time, {method}, memory",
+        lambda: sample(ours, positive, negative, latents(frames, step_side), 1),
+        "8 frames, 4 at a time",
+        lambda: sample(ours, eight, negative, latents(8, step_side), 1),
+        goal=1.1,
     )
 
 

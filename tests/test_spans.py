@@ -246,6 +246,36 @@ def test_a_frame_that_is_nothing_but_a_missing_embedding_says_so(tokenizers):
 # --- windows ----------------------------------------------------------------------------------------------------------
 
 
+TRIO = "[Mia] a (young:1.2) girl's doll\n[Otto] an old man\n[Tom] a man"
+
+
+@pytest.mark.parametrize("model", TOKENIZERS)
+def test_every_description_of_a_character_is_found_in_the_identity_and_where_a_frame_names_it_again(tokenizers, model):
+    """Open brackets, weights and a description within another one move nothing."""
+    lines = ["[Mia] and [Otto] with [Tom]", "[Otto] by (the [Tom], [Mia] and [Otto]:1.3)", "[Tom] (near [Otto]", "[NC] sea"]
+    story = script(*lines, identity=TRIO)
+    described = {c.name: c.description for c in story.characters}
+    prompts, chosen, record = plan(tokenizers[model], ENCODERS[model], story)
+    for row, p in zip(record.rows, chosen):
+        for key, subjects, spans in zip(ENCODERS[model], row.subjects, row.spans):
+            tokens = [token for token, _ in words(prompts[p].tokens[key][0], (0, None))]
+            for name, span in subjects:
+                [own] = plan(tokenizers[model], ENCODERS[model], script(described[name]))[0]
+                alone = [token for token, _ in words(own.tokens[key][0], own.spans[ENCODERS[model].index(key)].frames[0])]
+                assert tokens[slice(*span)] == alone[-(span.stop - span.start) :], (row.frame, name)
+            order = [span.start for _, span in subjects]
+            assert order == sorted(order)
+            identity = [name for name, span in subjects if span.stop <= spans.identity.stop]
+            assert identity == list(record.characters[row.frame])
+            again = [name for name, span in subjects if span.start >= spans.identity.stop]
+            named = [n for k in row.window for n in (["Tom"], ["Tom", "Mia", "Otto"], ["Otto"], [])[k]]
+            assert again == named
+        for name in record.characters[row.frame]:
+            columns = record.subject_columns(row, name)
+            assert len(columns) == sum(name == n for n, _ in row.subjects[0])
+    assert record.rows[3].subjects == ((),) * len(ENCODERS[model])
+
+
 def frames_of(*lengths, word="cat"):
     """Frame prompts of these many tokens."""
     return [" ".join([word] * n) for n in lengths]

@@ -147,7 +147,8 @@ class Method(Protocol):
     stacks: ClassVar[bool]
     """Whether all of its kind count where they overlap; else the last applied one does."""
     widens: ClassVar[bool]
-    """Whether it hands on other keys than it is given, so that it comes after those that look at them."""
+    """Whether it hands on other keys than it is given, or weighs them for each query, so that it comes after those that
+    look at them."""
 
     @property
     def blocks(self) -> Blocks: ...

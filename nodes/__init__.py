@@ -5,12 +5,14 @@ from comfy_api.latest import ComfyExtension, io
 from .attention_view import OneStoryAttentionRecorder, OneStoryAttentionView
 from .board import OneStoryBoard
 from .book import OneStoryBook
+from .delay import OneStoryDelay
 from .inspect import OneStoryInspect
 from .ipca import OneStoryIPCA
 from .latent import OneStoryLatent
 from .load import OneStoryLoad
 from .metrics import OneStoryMetrics
 from .prompt import OneStoryPrompt
+from .regions import OneStoryRegions
 from .reweight import OneStoryNaiveReweight, OneStorySVR
 from .runs import OneStoryJoin, OneStorySplit
 from .script import OneStoryScript
@@ -26,8 +28,10 @@ class OneStoryExtension(ComfyExtension):
             OneStoryPrompt,
             OneStoryNaiveReweight,
             OneStorySVR,
+            OneStoryDelay,
             OneStoryIPCA,
             OneStorySelfAttention,
+            OneStoryRegions,
             OneStoryLatent,
             OneStorySplit,
             OneStoryJoin,

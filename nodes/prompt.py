@@ -13,6 +13,7 @@ from ..story.script import Story
 from ..svr.consolidate import Prompt, consolidate
 from ..svr.encoders import TextEncoder, name_of
 from ..svr.measures import token_texts
+from ..svr.own_words import Alone, description_prompts, put_own_words
 from ..svr.record import KEY, Attached, Record, pairs_up, with_scales
 from .encoders import text_model_of
 from .types import CATEGORY, STORY
@@ -58,12 +59,23 @@ class OneStoryPrompt(io.ComfyNode):
                     "identity with this frame alone, or zeros.",
                     advanced=True,
                 ),
+                io.Combo.Input(
+                    "identity",
+                    options=["together", "each alone"],
+                    default="together",
+                    optional=True,
+                    tooltip="“each alone” encodes each character's description alone and puts that where the story "
+                    "describes it, so that the characters' looks blend less. For Story Regions.",
+                    advanced=True,
+                ),
             ],
             outputs=[io.Conditioning.Output(tooltip="One row for each frame, for SVR or a sampler's positive input.")],
         )
 
     @classmethod
-    def execute(cls, clip: CLIP | None, story: Story, mode: str, window: int, pooled: str) -> io.NodeOutput:
+    def execute(
+        cls, clip: CLIP | None, story: Story, mode: str, window: int, pooled: str, identity: str = "together"
+    ) -> io.NodeOutput:
         if clip is None:
             raise ValueError(
                 "The clip input is empty: this checkpoint has no text encoder, so load one with Load CLIP."
@@ -78,9 +90,12 @@ class OneStoryPrompt(io.ComfyNode):
         if pooled == "frame":
             alone = consolidate(story, tokenize, encoders, separate=True)[0]
 
-        progress = comfy.utils.ProgressBar(len(prompts) + len(alone))
+        described = description_prompts(story, tokenize, encoders) if identity == "each alone" else {}
+
+        progress = comfy.utils.ProgressBar(len(prompts) + len(alone) + len(described))
         encoded = [encode(clip, prompt, progress) for prompt in prompts]
         encoded_alone = [encode(clip, prompt, progress) for prompt in alone]
+        encoded_words = {name: encode(clip, prompt, progress) for name, prompt in described.items()}
 
         own = [(embeds, prompt.length) for prompt, schedule in zip(prompts, encoded) for embeds, _ in schedule]
         record = record._replace(interleaved=2 if all(pairs_up(*each) for each in own) else 1)
@@ -95,6 +110,9 @@ class OneStoryPrompt(io.ComfyNode):
         conditioning = []
         for i, (_, options) in enumerate(encoded[0]):
             embeds, mask = in_rows([encoded[p][i] for p in chosen])
+            if described:
+                words = {name: Alone(encoded_words[name][i][0], prompt.spans) for name, prompt in described.items()}
+                embeds = put_own_words(embeds, record, words)
             if mask is not None:
                 options = {**options, "attention_mask": mask}
             if QUOTED in set().union(*(encoded[p][i][1] for p in chosen)):

@@ -5,7 +5,7 @@ middleware does: each gets the call and what comes after it.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
@@ -185,3 +185,12 @@ def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     while mask.ndim < 4:
         mask = mask.unsqueeze(max(0, mask.ndim - 2))
     return mask
+
+
+def one_hot(spans: Sequence[tuple[Span, ...]], tokens: int) -> Tensor:
+    """1 where each list of spans has its tokens, else 0: [lists, tokens]."""
+    columns = torch.zeros(len(spans), tokens)
+    for column, own in zip(columns, spans):
+        for span in own:
+            column[slice(*span)] = 1
+    return columns

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from ..story.layout import Box
 from ..story.parts import EOT
-from ..svr.record import Record, Row, Span
+from ..svr.record import Record, Row
 from .blocks import Blocks
 from .ipca import among, biased_attention
-from .method import Batch, Call, Kind, Next, Report
+from .method import Batch, Call, Kind, Next, Report, one_hot
 from .schedule import Place
 
 LEAST = 1e-4
@@ -140,15 +140,6 @@ def row_factors(
     factors.append(1 - method.end_of_text * torch.stack(inside).amax(0))
     spans.append(record.columns(row, EOT))
     return torch.stack(factors).flatten(1).clamp(min=LEAST), one_hot(spans, own_tokens)
-
-
-def one_hot(spans: list[tuple[Span, ...]], tokens: int) -> Tensor:
-    """1 where each list of spans has its tokens, else 0: [lists, tokens]."""
-    columns = torch.zeros(len(spans), tokens)
-    for column, own in zip(columns, spans):
-        for span in own:
-            column[slice(*span)] = 1
-    return columns
 
 
 def at_size(region: Region, height: int, width: int) -> Tensor:

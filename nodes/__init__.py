@@ -12,6 +12,7 @@ from .latent import OneStoryLatent
 from .load import OneStoryLoad
 from .metrics import OneStoryMetrics
 from .prompt import OneStoryPrompt
+from .region_masks import OneStoryRegionMasks
 from .regions import OneStoryRegions
 from .reweight import OneStoryNaiveReweight, OneStorySVR
 from .runs import OneStoryJoin, OneStorySplit
@@ -41,6 +42,7 @@ class OneStoryExtension(ComfyExtension):
             OneStoryInspect,
             OneStoryAttentionRecorder,
             OneStoryAttentionView,
+            OneStoryRegionMasks,
             OneStoryMetrics,
         ]
 

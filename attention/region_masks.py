@@ -42,11 +42,12 @@ def frame_masks(maps: Mapping[str, Tensor], grow: int) -> dict[str, Tensor] | No
     """
     shares = torch.stack([own / own.mean().clamp(min=1e-12) for own in maps.values()])
     largest = shares.argmax(0)
-    cores = [(own > otsu(own)) & (largest == n) for n, own in enumerate(maps.values())]
+    places = [own > otsu(own) for own in maps.values()]
+    cores = [place & (largest == n) for n, place in enumerate(places)]
     if any(core.float().mean() < SMALLEST for core in cores):
         return None
     width = largest.shape[1]
-    centres = [core.nonzero().float().mean(0) for core in cores]
+    centres = [place.nonzero().float().mean(0) for place in places]
     if any((a - b).norm() < NEAREST * width for n, a in enumerate(centres) for b in centres[:n]):
         return None
     return {name: softened(core.float(), grow) for name, core in zip(maps, cores)}

@@ -5,7 +5,7 @@ middleware does: each gets the call and what comes after it.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
@@ -167,7 +167,8 @@ class Method(Protocol):
     stacks: ClassVar[bool]
     """Whether all of its kind count where they overlap; else the last applied one does."""
     widens: ClassVar[bool]
-    """Whether it hands on other keys than it is given, so that it comes after those that look at them."""
+    """Whether it hands on other keys than it is given, or weighs them for each query, so that it comes after those that
+    look at them."""
 
     @property
     def reads_alone(self) -> bool:
@@ -211,3 +212,12 @@ def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     while mask.ndim < 4:
         mask = mask.unsqueeze(max(0, mask.ndim - 2))
     return mask
+
+
+def one_hot(spans: Sequence[tuple[Span, ...]], tokens: int) -> Tensor:
+    """1 where each list of spans has its tokens, else 0: [lists, tokens]."""
+    columns = torch.zeros(len(spans), tokens)
+    for column, own in zip(columns, spans):
+        for span in own:
+            column[slice(*span)] = 1
+    return columns

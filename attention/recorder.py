@@ -11,8 +11,11 @@ from torch import Tensor
 from ..story.parts import IDENTITY
 from ..svr.record import Record, Span
 from .blocks import Blocks
-from .method import Batch, Call, Characters, Kind, Next, Report
+from .method import Batch, Call, Characters, Kind, Next, Report, one_hot
 from .schedule import Place
+
+MOST = 30
+"""How many characters are told apart."""
 
 Frames = tuple[int, ...]
 """The frames that the rows of a run, or of a pass, draw."""
@@ -28,6 +31,7 @@ class Recording:
 
     def __init__(self) -> None:
         self.frames = 0
+        self.characters: Characters = ()
         self.runs: dict[Frames, dict[Any, tuple[Tensor, int]]] = {}
 
     def begin(self, records: Sequence[Record]) -> None:
@@ -36,13 +40,17 @@ class Recording:
         if frames != self.frames:
             self.runs.clear()
         self.frames = frames
+        self.characters = records[0].characters if records else ()
         if not records:
             self.runs.clear()
         drawn = {frame for record in records for frame in frames_of(record)}
         self.runs = {run: sums for run, sums in self.runs.items() if not drawn.issuperset(run)}
 
     def add(self, record: Record, mass: Tensor) -> None:
-        """One layer's look at one step, [rows, height, width]. It stays on its device: nothing waits for it."""
+        """One layer's look at one step, [looks * rows, height, width]: at the identity, then at each of `names_in`.
+
+        It stays on its device: nothing waits for it.
+        """
         sums = self.runs.setdefault(frames_of(record), {})
         key = mass.device, mass.shape
         total, count = sums.get(key, (torch.zeros_like(mass), 0))
@@ -53,8 +61,18 @@ class Recording:
 
         Raises `ValueError` where a frame has not been seen.
         """
-        means = {run: mean_of(sums) for run, sums in self.runs.items() if sums}
-        rows = {frame: row for run, mean in means.items() for frame, row in zip(run, mean)}
+        return self.looks()[:, 0]
+
+    def character_maps(self) -> dict[str, Tensor]:
+        """The same for the words that describe each character, wherever a frame's prompt has them: 0 in frames that
+        don't show it."""
+        looks = self.looks()
+        return {name: looks[:, n] for n, name in enumerate(names_in(self.characters), 1)}
+
+    def looks(self) -> Tensor:
+        """The means at the identity and at each character, [frames, looks, height, width]."""
+        means = {run: mean_of(sums).unflatten(0, (-1, len(run))) for run, sums in self.runs.items() if sums}
+        rows = {frame: row for run, mean in means.items() for frame, row in zip(run, mean.transpose(0, 1))}
         missing = [frame for frame in range(self.frames) if frame not in rows]
         if not rows or missing:
             raise ValueError(
@@ -62,8 +80,8 @@ class Recording:
                 "to the sampler, the sampler's positive input from Story Prompt, and run the sampler again; if it "
                 "stays so, set the recorder's `blocks` to “up”."
             )
-        height, width = max((row.shape for row in rows.values()), key=lambda shape: shape.numel())
-        return torch.cat([resize(rows[frame][None], height, width) for frame in range(self.frames)])
+        height, width = max((row.shape[1:] for row in rows.values()), key=lambda shape: shape.numel())
+        return torch.stack([resize(rows[frame], height, width) for frame in range(self.frames)])
 
 
 @dataclass(frozen=True)
@@ -98,7 +116,7 @@ class Recorder:
 
 
 class Watch:
-    """A recorder in one forward pass: what share of each query's attention falls on the identity."""
+    """A recorder in one forward pass: what share of each query's attention falls on the identity and its characters."""
 
     def __init__(self, recording: "Recording", batch: Batch):
         self.recording = recording
@@ -106,7 +124,7 @@ class Watch:
         self.chunks = []
         for start, stop, placement in batch.chunks:
             if placement is not None:
-                columns = placement.place(identity_columns(placement.record, placement.own_tokens), batch.tokens)
+                columns = placement.place(watched_columns(placement.record, placement.own_tokens), batch.tokens)
                 self.chunks.append((Span(start, stop), placement.record, columns.to(batch.device, batch.dtype)))
 
     def attend(self, call: Call, next: Next) -> Tensor:
@@ -114,33 +132,41 @@ class Watch:
         another_watches = call.attention is call.unpatched
         if size is not None and not another_watches:
             for rows, record, columns in self.chunks:
-                self.recording.add(record, self.mass(call, next, rows, columns).unflatten(1, size))
+                self.recording.add(record, self.mass(call, next, rows, columns).flatten(0, 1).unflatten(1, size))
         return next(call)
 
     def mass(self, call: Call, next: Next, rows: Span, columns: Tensor) -> Tensor:
-        """The share of attention that falls on `columns` [rows, text], mean over heads: [rows, queries].
+        """The share of attention that falls on `columns` [rows, looks, text], mean over heads: [looks, rows, queries].
 
-        That is what attention itself gives for values that are 1 on these columns, so any back end computes it, with
-        whatever `next` does to the call. Where rows look at each other, all of them are asked.
+        That is what attention itself gives for values with a channel for each look, 1 on its columns, so any back end
+        computes it, with whatever `next` does to the call. Where rows look at each other, all of them are asked.
         """
         assert call.text is not None
         columns = F.pad(columns, (call.text.start, call.k.shape[-2] - call.text.stop)).to(call.k)
         own = slice(*rows)
         if call.layer.kind == "joint":
-            columns = F.pad(columns, (0, 0, rows.start, len(call.k) - rows.stop))
+            columns = F.pad(columns, (0, 0, 0, 0, rows.start, len(call.k) - rows.stop))
         else:
             options = {**call.options, "mask": None}
             call = call._replace(q=call.q[own], k=call.k[own], v=call.v[own], rows=rows, options=options)
             own = slice(None)
-        ones = columns[:, None, :, None] if call.v.ndim == 4 else columns[:, :, None]
-        alone = call.alone and (call.alone[0], torch.ones_like(call.alone[1]))
-        watched = call._replace(v=ones.expand_as(call.v).contiguous(), attention=call.unpatched, alone=alone)
-        return mean_over_heads(next(watched)[own], call.options)
+        looks, by_head = columns.shape[1], call.v.ndim == 4
+        channels = call.v.shape[-1] // (1 if by_head else call.heads)
+        ones = F.pad(columns.mT, (0, channels - looks))
+        ones = ones[:, None].expand_as(call.v) if by_head else ones.repeat(1, 1, call.heads)
+        watched = call._replace(v=ones.contiguous(), attention=call.unpatched)
+        if call.alone:
+            identity = torch.zeros_like(call.alone[1])
+            identity[..., ::channels] = 1
+            watched = watched._replace(alone=(call.alone[0], identity))
+        out = next(watched)[own]
+        heads = out if call.options.get("skip_output_reshape") else out.unflatten(-1, (call.heads, -1)).transpose(1, 2)
+        return heads[..., :looks].mean(1, dtype=torch.float32).permute(2, 0, 1)
 
 
-def mean_over_heads(out: Tensor, options: dict[str, Any]) -> Tensor:
-    """The mean of an attention's output over heads and channels: [rows, queries]."""
-    return out.mean((1, 3) if options.get("skip_output_reshape") else -1, dtype=torch.float32)
+def names_in(characters: Characters) -> list[str]:
+    """Those of a story's characters that a frame shows: as many as the narrowest heads have channels for."""
+    return list(dict.fromkeys(name for shown in characters for name in shown))[:MOST]
 
 
 def frames_of(record: Record) -> Frames:
@@ -162,13 +188,13 @@ def resize(maps: Tensor, height: int, width: int) -> Tensor:
     return F.interpolate(maps[:, None], (height, width), mode="bilinear")[:, 0]
 
 
-def identity_columns(record: Record, own_tokens: int) -> Tensor:
-    """1 where a row's identity stands, SOT excluded, else 0: [rows, own_tokens]."""
-    columns = torch.zeros(len(record.rows), own_tokens)
-    for i, row in enumerate(record.rows):
-        for span in record.columns(row, IDENTITY):
-            columns[i, slice(*span)] = 1
-    return columns
+def watched_columns(record: Record, own_tokens: int) -> Tensor:
+    """1 where a row has its identity, SOT excluded, and each of its characters, else 0: [rows, looks, own_tokens]."""
+    names = names_in(record.characters)
+    spans = (
+        [record.columns(row, IDENTITY), *(record.subject_columns(row, name) for name in names)] for row in record.rows
+    )
+    return torch.stack([one_hot(own, own_tokens) for own in spans])
 
 
 def stretch(maps: Tensor, together: bool) -> Tensor:

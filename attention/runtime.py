@@ -64,7 +64,7 @@ def patch_runs(model: Any, frames_at_a_time: int) -> Any:
     return clone
 
 
-def wrap(patcher: Any, wrappers: Mapping[str, Callable[..., Any]]) -> None:
+def wrap(patcher: Any, wrappers: Mapping[Any, Callable[..., Any]]) -> None:
     """Leave each wrapper once, whatever number of our nodes a model goes through."""
     for kind, wrapper in wrappers.items():
         patcher.remove_wrappers_with_key(kind, KEY)

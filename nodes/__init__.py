@@ -6,6 +6,7 @@ from .attention_view import OneStoryAttentionRecorder, OneStoryAttentionView
 from .board import OneStoryBoard
 from .book import OneStoryBook
 from .cast import OneStoryCast
+from .delay import OneStoryDelay
 from .film import OneStoryJoinClips, OneStoryTransitions
 from .frames import OneStoryCollectFrames, OneStoryFrames
 from .inspect import OneStoryInspect
@@ -15,6 +16,8 @@ from .load import OneStoryLoad
 from .metrics import OneStoryMetrics
 from .passes import OneStoryRuns
 from .prompt import OneStoryPrompt
+from .region_masks import OneStoryRegionMasks
+from .regions import OneStoryRegions
 from .reweight import OneStoryNaiveReweight, OneStorySVR
 from .runs import OneStoryJoin, OneStorySplit
 from .script import OneStoryScript
@@ -30,8 +33,10 @@ class OneStoryExtension(ComfyExtension):
             OneStoryPrompt,
             OneStoryNaiveReweight,
             OneStorySVR,
+            OneStoryDelay,
             OneStoryIPCA,
             OneStorySelfAttention,
+            OneStoryRegions,
             OneStoryRuns,
             OneStoryLatent,
             OneStorySplit,
@@ -47,6 +52,7 @@ class OneStoryExtension(ComfyExtension):
             OneStoryInspect,
             OneStoryAttentionRecorder,
             OneStoryAttentionView,
+            OneStoryRegionMasks,
             OneStoryMetrics,
         ]
 

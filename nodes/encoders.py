@@ -49,8 +49,8 @@ def text_model_of(clip: CLIP) -> TextModel:
     name = type(model).__name__.rstrip("_")
     raise ValueError(
         f"The text encoder {name} is not supported: OneStory works with those of SD1.x (CLIP-L), SD2.x "
-        "(OpenCLIP-H), SDXL base (CLIP-L and CLIP-G), the SDXL refiner (CLIP-G), SD3 and SD3.5, Flux.1, Chroma, Flux.2, "
-        "Qwen-Image, Z-Image, Lumina 2, HunyuanImage and Wan."
+        "(OpenCLIP-H), SDXL base (CLIP-L and CLIP-G), the SDXL refiner (CLIP-G), SD3 and SD3.5, Flux.1, Chroma, "
+        "Flux.2, Qwen-Image, Z-Image, Lumina 2, HunyuanImage and Wan."
     )
 
 
@@ -86,7 +86,7 @@ STACKED = 3
 
 
 def flux2(model: Any) -> TextModel:
-    """Mistral, or Klein's Qwen3. What SVR takes for a token's vector are all its layers, as one layer of the model does."""
+    """Mistral, or Klein's Qwen3. SVR takes all layers for a token's one vector, as the model does."""
     text = language(model, "left")
     [encoder] = text.encoders
     return text._replace(encoders=(encoder._replace(channels=Span(0, STACKED * encoder.width)),))

@@ -14,6 +14,7 @@ from ..story.script import Story
 from ..svr.consolidate import Prompt, consolidate, identities_alone
 from ..svr.encoders import TextEncoder, name_of
 from ..svr.measures import prompt_list, token_texts
+from ..svr.own_words import Alone, description_prompts, put_own_words
 from ..svr.record import KEY, Attached, Record, pairs_up, with_scales
 from .encoders import text_model_of
 from .types import CATEGORY, STORY, show_text
@@ -32,8 +33,8 @@ class OneStoryPrompt(io.ComfyNode):
             inputs=[
                 io.Clip.Input(
                     "clip",
-                    tooltip="The model's text encoder: of SD1.x, SD2.x, SDXL, its refiner, SD3, Flux.1, Chroma, Flux.2, "
-                    "Qwen-Image, Z-Image, Lumina 2, HunyuanImage or Wan.",
+                    tooltip="The model's text encoder: of SD1.x, SD2.x, SDXL, its refiner, SD3, Flux.1, Chroma, "
+                    "Flux.2, Qwen-Image, Z-Image, Lumina 2, HunyuanImage or Wan.",
                 ),
                 STORY.Input("story", tooltip="From Story Script."),
                 io.Combo.Input(
@@ -59,13 +60,24 @@ class OneStoryPrompt(io.ComfyNode):
                     "identity with this frame alone, or zeros.",
                     advanced=True,
                 ),
+                io.Combo.Input(
+                    "identity",
+                    options=["together", "each alone"],
+                    default="together",
+                    optional=True,
+                    tooltip="“each alone” encodes each character's description alone and puts that where the story "
+                    "describes it, so that the characters' looks blend less. For Story Regions.",
+                    advanced=True,
+                ),
             ],
             outputs=[io.Conditioning.Output(tooltip="One row for each frame, for SVR or a sampler's positive input.")],
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    def execute(cls, clip: CLIP | None, story: Story, mode: str, window: int, pooled: str) -> io.NodeOutput:
+    def execute(
+        cls, clip: CLIP | None, story: Story, mode: str, window: int, pooled: str, identity: str = "together"
+    ) -> io.NodeOutput:
         if clip is None:
             raise ValueError(
                 "The clip input is empty: this checkpoint has no text encoder, so load one with Load CLIP."
@@ -84,10 +96,12 @@ class OneStoryPrompt(io.ComfyNode):
         # Where a token has read what follows it, the identity in a story is not the identity.
         whole = any(not encoder.causal for encoder in encoders)
         identities = identities_alone(story, tokenize, encoders, width) if whole else {}
+        described = description_prompts(story, tokenize, encoders) if identity == "each alone" else {}
 
-        progress = comfy.utils.ProgressBar(len(prompts) + len(alone) + len(identities))
+        progress = comfy.utils.ProgressBar(len(prompts) + len(alone) + len(identities) + len(described))
         encoded = [encode(clip, prompt, progress) for prompt in prompts]
         encoded_alone = [encode(clip, prompt, progress) for prompt in alone]
+        encoded_words = {name: encode(clip, prompt, progress) for name, prompt in described.items()}
 
         own = [(embeds, prompt.length) for prompt, schedule in zip(prompts, encoded) for embeds, _ in schedule]
         record = record._replace(interleaved=2 if all(pairs_up(*each) for each in own) else 1)
@@ -112,6 +126,9 @@ class OneStoryPrompt(io.ComfyNode):
         conditioning = []
         for i, (_, options) in enumerate(encoded[0]):
             embeds, mask = in_rows([encoded[p][i] for p in chosen], left)
+            if described:
+                words = {name: Alone(encoded_words[name][i][0], prompt.spans) for name, prompt in described.items()}
+                embeds = put_own_words(embeds, record, words)
             if mask is not None:
                 options = {**options, **(squared(mask) if lengths == "squared" else {"attention_mask": mask})}
             if QUOTED in set().union(*(encoded[p][i][1] for p in chosen)):

@@ -3,7 +3,7 @@
 import difflib
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from .syntax import (
@@ -57,13 +57,15 @@ class Frame(NamedTuple):
 
     `identity` is the identity prompt P0 of the frame's group and `prompt` its frame prompt Pj (1Prompt1Story,
     section 3.1). `characters` are the names of those it shows, in the order they are described; frames with
-    equal `characters` form one group.
+    equal `characters` form one group. `parts` are the prompt in pieces, each with the name that it describes or None;
+    there are none where the prompt names nobody again.
     """
 
     identity: str
     prompt: str
     caption: str
     characters: tuple[str, ...]
+    parts: tuple[tuple[str, str | None], ...] = ()
 
 
 class Story(NamedTuple):
@@ -207,10 +209,8 @@ def build_frame(characters: tuple[Character, ...], number: int, text: str, capti
     else:
         shown = tuple(c for c in characters if c in mentioned.values())
 
-    prompt = text
-    if mentioned:
-        prompt = put({name: c.description for name, c in mentioned.items()}, without_leading_names(text))
-    prompt = unescape(prompt)
+    parts = described(mentioned, without_leading_names(text) if mentioned else text)
+    prompt = "".join(part for part, _ in parts)
     if not prompt:
         raise ValueError(
             f"Frame {number} ({quote(text or caption or '')}) has no prompt: say what happens or where it is, "
@@ -225,6 +225,7 @@ def build_frame(characters: tuple[Character, ...], number: int, text: str, capti
         prompt=prompt,
         caption=caption,
         characters=tuple(c.name for c in shown),
+        parts=tuple(parts) if len(parts) > 1 or parts[0][1] is not None else (),
     )
 
 
@@ -265,15 +266,31 @@ def without_leading_names(text: str) -> str:
     return PARTICLE.sub("", rest).lstrip(BLANK + SEPARATORS + STOPS)
 
 
+def described(mentioned: dict[str, Character], text: str) -> list[tuple[str, str | None]]:
+    """A frame's text in pieces, with descriptions in place of names: each with whom it describes, None for nobody."""
+    parts: list[tuple[str, str | None]] = []
+    for piece, name in pieces_of({name: c.description for name, c in mentioned.items()}, text):
+        if piece:
+            parts.append((unescape(piece), None if name is None else mentioned[name].name))
+    return parts
+
+
 def put(words: dict[str, str], text: str) -> str:
     """`text` with the words of each name in place of its brackets, apart from letters that touch them."""
+    return "".join(piece for piece, _ in pieces_of(words, text))
 
-    def word(match: re.Match[str]) -> str:
-        before = " " * bool(match.start() and LETTER.match(text, match.start() - 1))
-        after = " " * bool(LETTER.match(text, match.end()))
-        return before + words[clean(match[1])] + after
 
-    return NAME.sub(word, text) if words else text
+def pieces_of(words: dict[str, str], text: str) -> Iterator[tuple[str, str | None]]:
+    """The pieces of `put`: the words of a name with that name, and what stands between them with None."""
+    end = 0
+    for match in NAME.finditer(text) if words else ():
+        name = clean(match[1])
+        yield text[end : match.start()] + " " * bool(match.start() and LETTER.match(text, match.start() - 1)), None
+        yield words[name], name
+        end = match.end()
+        if LETTER.match(text, end):
+            yield " ", None
+    yield text[end:], None
 
 
 def names_in(text: str) -> list[str]:

@@ -5,19 +5,19 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ..story.script import Story, quote
-from .encoders import Slot, TextEncoder, Token, Tokenize, Tokens, plain, slot_of, text_tokens
-from .record import Encoder, Record, Row, Span, Spans
-
-Piece = dict[str, list[Token]]
-"""For each encoder, the tokens of one piece of a prompt, without SOT, EOT and padding."""
+from .encoders import TextEncoder, Tokenize, Tokens, plain, slot_of
+from .pieces import Piece, Pieces, Seat
+from .record import Encoder, Record, Row, Span, Spans, shift
+from .subjects import Subjects, identity_parts, subjects_in
 
 
 class Prompt(NamedTuple):
-    """One prompt to encode. `window` are the frames whose prompts it holds, in order."""
+    """One prompt to encode. `window` are the frames whose prompts it holds, in order; `subjects` are as a `Row`'s."""
 
     window: tuple[int, ...]
     tokens: Tokens
     spans: tuple[Spans, ...]
+    subjects: tuple[tuple[tuple[str, Span], ...], ...] = ()
 
     @property
     def length(self) -> int:
@@ -65,10 +65,11 @@ def consolidate(
     texts = [[story.frames[order[0]].identity, *(story.frames[k].prompt for k in order)] for order in orders]
     parts = [[pieces.of(first), *pieces.following(first, others)] for first, *others in texts]
     lengths = [max(length_of(seat, prompt) for prompt in parts) for seat in seats]
-    prompts = [join(order, part, seats, lengths) for order, part in zip(orders, parts)]
+    subjects = [subjects_of(story, order, pieces) for order in orders]
+    prompts = [join(order, part, seats, lengths, named) for order, part, named in zip(orders, parts, subjects)]
     read_further(prompts, texts, tokenize, encoders)
     layout = layout_of(seats, lengths)
-    rows = tuple(Row(j, prompts[p].window, prompts[p].spans) for j, p in enumerate(chosen))
+    rows = tuple(Row(j, prompts[p].window, prompts[p].spans, (), prompts[p].subjects) for j, p in enumerate(chosen))
     characters = tuple(frame.characters for frame in story.frames)
     return prompts, chosen, Record(len(story.frames), layout, rows, characters, width=width)
 
@@ -103,20 +104,6 @@ def read_further(
             prompt.tokens.update({key: [plain(c) for c in chunks] for key, chunks in tokens.items() if key not in own})
 
 
-class Seat(NamedTuple):
-    """An encoder and its slot."""
-
-    encoder: TextEncoder
-    slot: Slot
-
-    @property
-    def most(self) -> int:
-        """The most tokens of text in one prompt."""
-        if self.encoder.most is not None:
-            return self.encoder.most
-        return self.slot.least - len(self.slot.before) - len(self.slot.after)
-
-
 def layout_of(seats: Sequence[Seat], lengths: Sequence[int]) -> tuple[Encoder, ...]:
     """Where the encoders stand in the embedding of prompts that have at most so many tokens for each."""
     return tuple(
@@ -124,39 +111,6 @@ def layout_of(seats: Sequence[Seat], lengths: Sequence[int]) -> tuple[Encoder, .
         for seat, length in zip(seats, lengths)
         for e in (seat.encoder,)
     )
-
-
-class Pieces:
-    """The tokens of a story's texts. A text's tokens are the same alone and in a joined prompt: encoders split words at
-    white space, which some count to the word after it."""
-
-    def __init__(self, tokenize: Tokenize, seats: Sequence[Seat]):
-        self.tokenize = tokenize
-        self.seats = seats
-        self.known: dict[tuple[str, bool], Piece] = {}
-
-    def of(self, text: str, first: bool = True) -> Piece:
-        if (text, first) not in self.known:
-            self.known[text, first] = {
-                seat.encoder.key: piece_of(self.tokenize, text, first, *seat) if text else [] for seat in self.seats
-            }
-        return self.known[text, first]
-
-    def after(self, identity: str, text: str) -> Piece:
-        """A frame prompt's tokens behind those of its identity, if it has one."""
-        return self.of(text, first=not identity)
-
-    def following(self, identity: str, texts: Sequence[str]) -> list[Piece]:
-        """The tokens of frame prompts that follow each other behind their identity, if they have one."""
-        return [self.of(text, first=not (identity or n)) for n, text in enumerate(texts)]
-
-
-def piece_of(tokenize: Tokenize, text: str, first: bool, encoder: TextEncoder, slot: Slot) -> list[Token]:
-    tokens = text_tokens(tokenize, text if first or not encoder.spaced else f" {text}", encoder, slot)
-    fitting = [t for t in tokens if not hasattr(t[0], "shape") or t[0].shape[-1] == encoder.width]
-    if len(fitting) < len(tokens):
-        logging.warning("OneStory: an embedding in %s is not made for %s, which ignores it.", quote(text), encoder.name)
-    return fitting
 
 
 def check_fits(j: int, text: str, identity: Piece, piece: Piece, seats: Sequence[Seat]) -> None:
@@ -209,10 +163,26 @@ def length_of(seat: Seat, pieces: Sequence[Piece]) -> int:
     return max(slot.least if slot.padding else 0, len(slot.before) + text + len(slot.after))
 
 
-def join(window: tuple[int, ...], pieces: Sequence[Piece], seats: Sequence[Seat], lengths: Sequence[int]) -> Prompt:
-    """[SOT, P0, P..., EOT, padding] for each encoder, and where each part stands."""
+def subjects_of(story: Story, order: Sequence[int], pieces: Pieces) -> list[Subjects]:
+    """Who is described where in the identity of these frames, and in each of their prompts."""
+    frames = [story.frames[k] for k in order]
+    first = frames[0].identity
+    texts = [subjects_in(pieces, identity_parts(story, frames[0]))]
+    return texts + [subjects_in(pieces, f.parts, first=not (first or n)) for n, f in enumerate(frames)]
+
+
+def join(
+    window: tuple[int, ...],
+    pieces: Sequence[Piece],
+    seats: Sequence[Seat],
+    lengths: Sequence[int],
+    named: Sequence[Subjects] = (),
+) -> Prompt:
+    """[SOT, P0, P..., EOT, padding] for each encoder, and where each part stands; `named` has, for each of the pieces,
+    who is described where in it."""
     tokens: Tokens = {}
     spans = []
+    subjects = []
     for (encoder, slot), length in zip(seats, lengths):
         chunk = [*slot.before]
         start = encoder.first - encoder.dropped
@@ -226,8 +196,11 @@ def join(window: tuple[int, ...], pieces: Sequence[Piece], seats: Sequence[Seat]
             length = length_of(Seat(encoder, slot), pieces)
         end = start + length
         spans.append(Spans(found[0], tuple(found[1:]), Span(start + len(chunk), end), sot))
+        subjects.append(
+            tuple((name, shift(at, part.start)) for part, own in zip(found, named) for name, at in own[encoder.key])
+        )
         chunk += slot.after
         if slot.padding:
             chunk += [slot.padding] * (length - len(chunk))
         tokens[encoder.key] = [chunk]
-    return Prompt(window, tokens, tuple(spans))
+    return Prompt(window, tokens, tuple(spans), tuple(subjects))

@@ -43,14 +43,17 @@ def shift(span: Span, by: int) -> Span:
 class Row(NamedTuple):
     """One row of the embedding: it draws `frame`, from a prompt that holds the frame prompts of `window`.
 
-    `texts` has what each token reads as, for each text encoder, with a space after the end of a word. `alone` is the
-    number of its identity's tokens in `Attached.alone`.
+    `texts` has what each token reads as, for each text encoder, with a space after the end of a word. `subjects` says
+    for each text encoder where it has the description of which character: in the identity, and where a frame prompt
+    names it again; these are the same ones in all of them, in the order of the prompt. `alone` is the number of its
+    identity's tokens in `Attached.alone`.
     """
 
     frame: int
     window: tuple[int, ...]
     spans: tuple[Spans, ...]
     texts: tuple[tuple[str, ...], ...] = ()
+    subjects: tuple[tuple[tuple[str, Span], ...], ...] = ()
     alone: int = 0
 
     @property
@@ -61,7 +64,9 @@ class Row(NamedTuple):
     def shifted(self, by: int) -> "Row":
         """The row with so many tokens before it that are nobody's."""
         spans = tuple(own.shifted(by) for own in self.spans)
-        return self._replace(spans=spans, texts=tuple(("",) * by + texts for texts in self.texts))
+        texts = tuple(("",) * by + own for own in self.texts)
+        subjects = tuple(tuple((name, shift(span, by)) for name, span in own) for own in self.subjects)
+        return self._replace(spans=spans, texts=texts, subjects=subjects)
 
     def span(self, part: int, encoder: int) -> Span:
         """Where one text encoder has a part: SOT, IDENTITY, EOT, or a frame of the window by its number."""
@@ -119,11 +124,25 @@ class Record(NamedTuple):
     def columns(self, row: Row, part: int) -> tuple[Span, ...]:
         """Where a row of the embedding has a part, SOT, IDENTITY, EOT or a frame's number: for encoders that share
         their tokens where all of them have it, and for each such group a span of its own."""
+        return self.agreed([row.span(part, e) for e in range(len(self.encoders))])
+
+    def subject_columns(self, row: Row, name: str) -> tuple[Span, ...]:
+        """Where a row of the embedding has descriptions of the character `name`, by the rule of `columns`."""
+        return tuple(
+            span
+            for found in zip(*row.subjects)
+            if found[0][0] == name
+            for span in self.agreed([span for _, span in found])
+        )
+
+    def agreed(self, spans: Sequence[Span]) -> tuple[Span, ...]:
+        """Of one span for each encoder, what those have in common that share their tokens; nothing where that is
+        empty."""
         groups: dict[Span, list[Span]] = {}
-        for e, encoder in enumerate(self.encoders):
-            groups.setdefault(encoder.tokens, []).append(row.span(part, e))
-        agreed = (Span(max(s.start for s in spans), min(s.stop for s in spans)) for spans in groups.values())
-        return tuple(span for span in agreed if span.start < span.stop)
+        for encoder, span in zip(self.encoders, spans):
+            groups.setdefault(encoder.tokens, []).append(span)
+        common = (Span(max(s.start for s in group), min(s.stop for s in group)) for group in groups.values())
+        return tuple(span for span in common if span.start < span.stop)
 
     def frame_tokens(self, row: Row) -> int:
         """How many tokens stand between a row's identity and its EOT set: for encoders that share their tokens, where

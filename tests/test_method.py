@@ -13,7 +13,7 @@ from onestory.attention.runtime import patch
 class Louder:
     """Adds a constant to the self-attention of its blocks."""
 
-    name, kinds, stacks, widens = "Louder", frozenset({"self"}), False, False
+    name, kinds, stacks, widens, reads_alone = "Louder", frozenset({"self"}), False, False, False
     start_percent, end_percent = 0.0, 1.0
     constant: float
     blocks: tuple = parse_blocks("output.1")
@@ -23,6 +23,9 @@ class Louder:
 
     def check(self, records, places, report):
         pass
+
+    def sources(self, characters):
+        return [[] for _ in characters]
 
     def prepare(self, batch):
         return self

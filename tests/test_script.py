@@ -80,7 +80,13 @@ def test_a_frame_of_a_story_about_one(line, prompt, caption):
     ],
 )  # fmt: skip
 def test_a_frame_of_a_story_about_several(line, identity, prompt, caption, characters):
-    assert parse_script(CAST, line).frames == (Frame(identity, prompt, caption, characters),)
+    (frame,) = parse_script(CAST, line).frames
+    assert frame._replace(parts=()) == Frame(identity, prompt, caption, characters)
+    assert "".join(text for text, _ in frame.parts) in ("", prompt)
+    assert [(text, name) for text, name in frame.parts if name] == [
+        (text, name) for text, name in sorted(((MIA, "Mia"), (TOM, "Tom")), key=lambda c: prompt.find(c[0]))
+        if text in prompt
+    ]  # fmt: skip
 
 
 JUMPING = ("[Mia], jumping", "[Mia]: jumping", "[Mia] - jumping", "[Mia] — jumping", "[Mia]，jumping", "[Mia]! jumping")

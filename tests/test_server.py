@@ -157,8 +157,8 @@ def test_an_unsupported_text_encoder_answers_with_what_is_supported(server):
     assert error.value.node_id == "prompt"
     assert error.value.message == (
         "The text encoder HiDreamTEModel is not supported: OneStory works with those of SD1.x (CLIP-L), SD2.x "
-        "(OpenCLIP-H), SDXL base (CLIP-L and CLIP-G), the SDXL refiner (CLIP-G), SD3 and SD3.5, Flux.1, Chroma, Flux.2, "
-        "Qwen-Image, Z-Image, Lumina 2, HunyuanImage and Wan."
+        "(OpenCLIP-H), SDXL base (CLIP-L and CLIP-G), the SDXL refiner (CLIP-G), SD3 and SD3.5, Flux.1, Chroma, "
+        "Flux.2, Qwen-Image, Z-Image, Lumina 2, HunyuanImage and Wan."
     )
 
 

@@ -27,6 +27,7 @@ from onestory.svr.measures import prompt_list
 from onestory.svr.record import KEY, Span, token_norms
 from reference import naive_reweight, relative_error, singular_value_reweight
 from safetensors.torch import save_file
+from tiny import sd3_clip
 
 import nodes
 
@@ -247,6 +248,43 @@ def test_a_frame_that_is_nothing_but_a_missing_embedding_says_so(tokenizers):
 # --- windows ----------------------------------------------------------------------------------------------------------
 
 
+TRIO = "[Mia] a (young:1.2) girl's doll\n[Otto] an old man\n[Tom] a man"
+
+
+@pytest.mark.parametrize("model", TOKENIZERS)
+def test_every_description_of_a_character_is_found_in_the_identity_and_where_a_frame_names_it_again(tokenizers, model):
+    """Open brackets, weights and a description within another one move nothing."""
+    lines = [
+        "[Mia] and [Otto] with [Tom]",
+        "[Otto] by (the [Tom], [Mia] and [Otto]:1.3)",
+        "[Tom] (near [Otto]",
+        "[NC] sea",
+    ]
+    story = script(*lines, identity=TRIO)
+    described = {c.name: c.description for c in story.characters}
+    prompts, chosen, record = plan(tokenizers[model], ENCODERS[model], story)
+    for row, p in zip(record.rows, chosen):
+        for key, subjects, spans in zip(ENCODERS[model], row.subjects, row.spans):
+            tokens = [token for token, _ in words(prompts[p].tokens[key][0], (0, None))]
+            for name, span in subjects:
+                [own] = plan(tokenizers[model], ENCODERS[model], script(described[name]))[0]
+                alone = [
+                    token for token, _ in words(own.tokens[key][0], own.spans[ENCODERS[model].index(key)].frames[0])
+                ]
+                assert tokens[slice(*span)] == alone[-(span.stop - span.start) :], (row.frame, name)
+            order = [span.start for _, span in subjects]
+            assert order == sorted(order)
+            identity = [name for name, span in subjects if span.stop <= spans.identity.stop]
+            assert identity == list(record.characters[row.frame])
+            again = [name for name, span in subjects if span.start >= spans.identity.stop]
+            named = [n for k in row.window for n in (["Tom"], ["Tom", "Mia", "Otto"], ["Otto"], [])[k]]
+            assert again == named
+        for name in record.characters[row.frame]:
+            columns = record.subject_columns(row, name)
+            assert len(columns) == sum(name == n for n, _ in row.subjects[0])
+    assert record.rows[3].subjects == ((),) * len(ENCODERS[model])
+
+
 def frames_of(*lengths, word="cat"):
     """Frame prompts of these many tokens."""
     return [" ".join([word] * n) for n in lengths]
@@ -410,6 +448,32 @@ def test_one_prompt_encodes_as_clip_text_encode_does(sd, clips, model):
     record = options[KEY].record
     assert [e.name for e in record.encoders] == list(ENCODERS[model])
     assert record.encoders[-1].channels.stop == embeds.shape[2]
+
+
+@pytest.mark.parametrize("mode", ["one prompt", "separate prompts"])
+@pytest.mark.parametrize("model", [*MODELS, "SD3"])
+def test_each_alone_puts_what_clip_text_encode_makes_of_a_description_where_the_story_has_it(clips, model, mode):
+    clip = sd3_clip("lt") if model == "SD3" else clips(model)
+    story = script(
+        "[Mia] and [Otto] sail", "[Otto] waves at (an old [Mia]:1.2)", "[Tom] runs", "[NC] sea", identity=TRIO
+    )
+    [[together, options]] = encode(clip, story, mode)
+    [[got, got_options]] = OneStoryPrompt.execute(clip, story, mode, 0, "story", "each alone").result[0]
+    record = got_options[KEY].record
+    assert record.rows == options[KEY].record.rows
+    want = together.clone()
+    for j, row in enumerate(record.rows):
+        for encoder, subjects in zip(record.encoders, row.subjects):
+            channels, first = slice(*encoder.channels), encoder.tokens.start
+            first += encoder.name in "lhg"
+            for name, span in subjects:
+                alone = clip_text_encode(clip, next(c.description for c in story.characters if c.name == name))[0][0]
+                count = span.stop - span.start
+                want[j, span.start : span.stop, channels] = alone[0, first : first + count, channels]
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+    assert relative_error(got[0], together[0]) > 1e-3
+    assert torch.equal(got[3], together[3]), "a frame that shows nobody"
+    torch.testing.assert_close(got_options[KEY].norms, token_norms(got, record))
 
 
 @pytest.mark.parametrize("model", ["SD1", "SDXL"])

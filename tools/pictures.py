@@ -71,6 +71,11 @@ STORIES = {
         "[Ruby] in the forest\n[Olga] in the forest at night\n[Ruby] reading a book in the library\n"
         "[Olga] carrying a lantern in the snow",
     ),
+    "Two Characters, Each in Place": Picture(
+        "[Pip] a red fox with a scarf\n[Odile] a purple owl with a crown",
+        "[Pip] and [Odile] in the forest\n[Pip] in the snow\n[Odile] reading a book in the library\n"
+        "[Pip] and [Odile] on the beach",
+    ),
     "Long Story in Runs": Picture(
         "a striped green frog with a top hat",
         "in a meadow\nin the forest\nin the city\non the beach\non the moon\nin the desert\n"

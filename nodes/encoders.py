@@ -19,7 +19,6 @@ from comfy.text_encoders.z_image import ZImageTEModel
 from ..svr.encoders import TextEncoder, clip_encoder, language_model, side_by_side, t5, umt5
 from ..svr.record import Span
 
-
 Lengths = Literal["padded", "masked", "squared", "left", "equal"]
 
 

@@ -18,12 +18,12 @@ Tokenize = Callable[[str], dict[str, list[list[tuple[Any, float, int]]]]]
 class TextEncoder(NamedTuple):
     """What is known of a text encoder beforehand.
 
-    `key` is ComfyUI's name of its tokens. Its token vectors have `width` channels and stand in the embedding from
-    token `first` on, at `channels`: once, or several times, as several layers give them. A prompt takes `most` tokens of text where the model was trained on no more; with
-    None, as many as the tokenizer leaves room for, and none further can be encoded. In a `causal` encoder a token has
-    read those before it only. A `spaced` one takes each piece of a prompt after the first with a space in front.
-    With `evened`, prompts are padded to the longest of a story. A `templated` one puts a template around the text,
-    whose first `dropped` tokens its output leaves out.
+    `key` is ComfyUI's name of its tokens. Its token vectors have `width` channels and stand in the embedding from token
+    `first` on, at `channels`: once, or several times, as several layers give them. A prompt takes `most` tokens of text
+    where the model was trained on no more; with None, as many as the tokenizer leaves room for, and none further can be
+    encoded. In a `causal` encoder a token has read those before it only. A `spaced` one takes each piece of a prompt
+    after the first with a space in front. With `evened`, prompts are padded to the longest of a story. A `templated`
+    one puts a template around the text, whose first `dropped` tokens its output leaves out.
     """
 
     key: str

@@ -32,9 +32,12 @@ WORKFLOWS = ROOT / "workflows"
 BANNER = ROOT / "docs" / "story.jpg"
 ICON = ROOT / "docs" / "icon.png"
 SIDE = 512
+GUIDANCE = 4.5
 ICON_SIDE, ICON_GAP = 400, 10
 OTHERS_MODELS = {"LoraLoader": {0: "model", 1: "clip"}, "ControlNetApplyAdvanced": {0: "positive", 1: "negative"}}
 """Nodes that need a model made for another checkpoint, and which input each output takes the place of."""
+LOADERS = {"UNETLoader": 0, "DualCLIPLoader": 1, "VAELoader": 2}
+"""Nodes that load a part of a model, and Load Checkpoint's output in its place."""
 BESIDE_THEM = ("ControlNetLoader", "LoadImage", "Canny")
 
 
@@ -109,6 +112,12 @@ STORIES = {
         seed=1,
         board={"title": "The Fox and the Owl"},
     ),
+    "Flux": Picture(
+        "a green bear with a crown",
+        "in a meadow # Good morning.\nriding a bicycle in the city # Ring, ring!\nholding a balloon on a farm # Up, up…\n"
+        "in the mountains # …and away.\nin a bedroom at night # Good night.",
+        seed=2,
+    ),
     "Stable Diffusion 3.5": Picture(
         "a blue owl with a top hat",
         "in the snow # Brr.\nreading a book in the library # Aha!\nholding a balloon in the mountains # Up…\n"
@@ -122,6 +131,7 @@ def graph_of(name: str, picture: Picture, checkpoint: str) -> Workflow:
     """The workflow's graph for the Story World, without what needs other models."""
     graph = json.loads((WORKFLOWS / "api" / f"{name}.json").read_text(encoding="utf-8"))
     story = StoryText(name, picture.identity, picture.frames)
+    graph = in_one_file(graph)
     graph = demo.fill_in(graph, story, {**demo.WORLD, "checkpoint": checkpoint, "seed": picture.seed})
     around = {}
     for key, node in graph.items():
@@ -134,6 +144,20 @@ def graph_of(name: str, picture: Picture, checkpoint: str) -> Workflow:
     demo.set_inputs(graph, "OneStoryBoard", {"page_width": 2 * SIDE, **picture.board})
     unused = (*OTHERS_MODELS, *BESIDE_THEM) if around else ()
     return {key: node for key, node in graph.items() if node["class_type"] not in unused}
+
+
+def in_one_file(graph: Workflow) -> Workflow:
+    """The graph with Load Checkpoint for the nodes that load a model's parts, guided as such a model has to be."""
+    parts = {key: LOADERS[node["class_type"]] for key, node in graph.items() if node["class_type"] in LOADERS}
+    if not parts:
+        return graph
+    for node in graph.values():
+        for name, value in node["inputs"].items():
+            if isinstance(value, list) and value[0] in parts:
+                node["inputs"][name] = ["checkpoint", parts[value[0]]]
+    demo.set_inputs(graph, "KSampler", {"cfg": GUIDANCE})
+    rest = {key: node for key, node in graph.items() if key not in parts}
+    return {"checkpoint": {"class_type": "CheckpointLoaderSimple", "inputs": {}}, **rest}
 
 
 def boards(client: Client, graph: Workflow) -> dict[str, Image.Image]:

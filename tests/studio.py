@@ -45,7 +45,7 @@ def studio(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory):
 
 
 def arguments(this: host.Host, models: Path, paths: Path) -> list[str]:
-    """ComfyUI's, which make it see the models and the tests' custom nodes; written to `paths` as far as they are paths."""
+    """ComfyUI's, with which it sees the models and the tests' custom nodes; `paths` is the file that names them."""
     folders = {kind: str(models / kind) for kind in KINDS}
     paths.write_text(json.dumps({"studio": {**folders, "custom_nodes": str(CUSTOM_NODES)}}))
     packs = [host.link_pack(this), *sorted(path.name for path in CUSTOM_NODES.glob("*.py"))]

@@ -113,10 +113,10 @@ STORIES = {
         board={"title": "The Fox and the Owl"},
     ),
     "Flux": Picture(
-        "a green bear with a crown",
-        "in a meadow # Good morning.\nriding a bicycle in the city # Ring, ring!\nholding a balloon on a farm # Up, up…\n"
-        "in the mountains # …and away.\nin a bedroom at night # Good night.",
-        seed=2,
+        "a red fox with a scarf",
+        "in the forest # Good morning.\nin the city # Hello?\nreading a book in the library # Hm.\n"
+        "on the beach # Ah.\nin the snow # Brr!",
+        seed=4,
     ),
     "Stable Diffusion 3.5": Picture(
         "a blue owl with a top hat",
@@ -147,7 +147,7 @@ def graph_of(name: str, picture: Picture, checkpoint: str) -> Workflow:
 
 
 def in_one_file(graph: Workflow) -> Workflow:
-    """The graph with Load Checkpoint for the nodes that load a model's parts, guided as such a model has to be."""
+    """The graph with Load Checkpoint for the nodes that load a model's parts, and guided as it has to be."""
     parts = {key: LOADERS[node["class_type"]] for key, node in graph.items() if node["class_type"] in LOADERS}
     if not parts:
         return graph
@@ -156,6 +156,8 @@ def in_one_file(graph: Workflow) -> Workflow:
             if isinstance(value, list) and value[0] in parts:
                 node["inputs"][name] = ["checkpoint", parts[value[0]]]
     demo.set_inputs(graph, "KSampler", {"cfg": GUIDANCE})
+    empty = {"class_type": "CLIPTextEncode", "inputs": {"text": "", "clip": ["checkpoint", 1]}}
+    graph = {key: empty if node["class_type"] == "ConditioningZeroOut" else node for key, node in graph.items()}
     rest = {key: node for key, node in graph.items() if key not in parts}
     return {"checkpoint": {"class_type": "CheckpointLoaderSimple", "inputs": {}}, **rest}
 

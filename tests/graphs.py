@@ -16,7 +16,9 @@ from onestory.nodes.prompt import OneStoryPrompt
 from onestory.nodes.reweight import OneStorySVR
 from onestory.nodes.runs import OneStoryJoin, OneStorySplit
 from onestory.nodes.self_attention import OneStorySelfAttention
+from onestory.story.parts import IDENTITY, SOT
 from onestory.story.script import Story, parse_script
+from onestory.svr.record import KEY
 
 import nodes
 
@@ -138,6 +140,13 @@ def control(positive, negative, hints: torch.Tensor, strength: float = 0.05) -> 
     return nodes.ControlNetApplyAdvanced().apply_controlnet(
         positive, negative, controlnet_model(), hints, strength, 0.0, 1.0
     )
+
+
+def identity_columns(conditioning: list) -> list[list[int]]:
+    """Each row's positions of the identity, start tokens included, in the text of all encoders."""
+    record = conditioning[0][1][KEY].record
+    spans = [[*record.columns(row, SOT), *record.columns(row, IDENTITY)] for row in record.rows]
+    return [[t for span in row for t in range(*span)] for row in spans]
 
 
 def random(shape: list[int], seed: int = 0) -> torch.Tensor:

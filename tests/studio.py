@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import COMFYUI
+from model_files import write_flux
 from onestory.tools import client, host
 from PIL import Image
 from safetensors import safe_open
@@ -17,7 +18,8 @@ from safetensors.torch import save_file
 from tiny import write_sd3_checkpoint
 
 WORKFLOWS = host.ROOT / "workflows"
-KINDS = ("checkpoints", "loras", "controlnet")
+KINDS = ("checkpoints", "loras", "controlnet", "diffusion_models", "text_encoders", "vae")
+CUSTOM_NODES = Path(__file__).parent / "custom_nodes"
 NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
 
 
@@ -34,15 +36,20 @@ def studio(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory):
     """A client of that server; it runs for the rest of the session."""
     folder = tmp_path_factory.mktemp("studio")
     write_models(checkpoint, folder / "models")
-    models = {kind: folder / "models" / kind for kind in KINDS}
     paths = folder / "studio.yaml"
-    paths.write_text(json.dumps({"studio": {kind: str(path) for kind, path in models.items()}}))
-
     this = host.Host(COMFYUI, Path(sys.executable))
-    with host.running(this, folder, cpu=True, more=("--extra-model-paths-config", str(paths))) as url:
+    with host.running(this, folder, cpu=True, more=arguments(this, folder / "models", paths)) as url:
         studio = client.Client(url)
         studio.upload("example.png", png(Image.linear_gradient("L").rotate(45)))
         yield studio
+
+
+def arguments(this: host.Host, models: Path, paths: Path) -> list[str]:
+    """ComfyUI's, with which it sees the models and the tests' custom nodes; `paths` is the file that names them."""
+    folders = {kind: str(models / kind) for kind in KINDS}
+    paths.write_text(json.dumps({"studio": {**folders, "custom_nodes": str(CUSTOM_NODES)}}))
+    packs = [host.link_pack(this), *sorted(path.name for path in CUSTOM_NODES.glob("*.py"))]
+    return ["--extra-model-paths-config", str(paths), "--whitelist-custom-nodes", *packs]
 
 
 def write_models(checkpoint: Path, folder: Path) -> None:
@@ -53,6 +60,7 @@ def write_models(checkpoint: Path, folder: Path) -> None:
     link.unlink(missing_ok=True)
     link.symlink_to(checkpoint)
     write_sd3_checkpoint(folder / "checkpoints" / "sd3.5_large_fp8_scaled.safetensors", checkpoint)
+    write_flux(folder)
     save_file(random_lora(), folder / "loras" / "sd_xl_offset_example-lora_1.0.safetensors")
     save_file(random_controlnet(checkpoint), folder / "controlnet" / "control-lora-canny-rank128.safetensors")
 

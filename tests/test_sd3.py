@@ -3,13 +3,13 @@
 import pytest
 import torch
 from comfy_extras.nodes_sd3 import SkipLayerGuidanceSD3
-from graphs import empty, encode, in_runs, ipca, positive, sample, scaled_error, self_attention, story
+from graphs import empty, encode, identity_columns, in_runs, ipca, positive, sample, scaled_error, self_attention, story
 from joint import Reference, overridden
 from onestory.attention.gathers import anchor_sources
 from onestory.attention.gathers import sample as draw
 from onestory.attention.schedule import seeded
 from onestory.nodes.prompt import OneStoryPrompt
-from onestory.story.parts import IDENTITY, SOT
+from onestory.story.parts import IDENTITY
 from onestory.svr.record import KEY
 from reference import relative_error, singular_value_reweight
 from tiny import sd3, sd3_clip
@@ -35,12 +35,6 @@ def model(request):
 def graph():
     clip = sd3_clip()
     return positive(clip, TALE), encode(clip, "blurry"), empty(TALE, 64, 64)
-
-
-def columns(conditioning):
-    record = conditioning[0][1][KEY].record
-    spans = [[*record.columns(row, SOT), *record.columns(row, IDENTITY)] for row in record.rows]
-    return [[t for span in row for t in range(*span)] for row in spans]
 
 
 def sampled(sigma, frame, rate=0.5, seed=0):
@@ -124,7 +118,7 @@ def test_joint_attention_equals_the_reference(model, graph, case, cfg):
     if case != "self-attention":
         strength = 3 if case == "IPCA 3" else 1
         ours = ipca(ours, strength=float(strength))
-        reference |= {"columns": columns(graph[0]), "strength": strength}
+        reference |= {"columns": identity_columns(graph[0]), "strength": strength}
     if case in ("self-attention", "both"):
         ours = self_attention(ours)
         characters = graph[0][0][1][KEY].record.characters

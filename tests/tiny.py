@@ -101,10 +101,20 @@ def sd3_clip(encoders: str = "lgt") -> comfy.sd.CLIP:
     return clip
 
 
-def write_sd3_checkpoint(path: Path, checkpoint: Path) -> None:
-    """A whole SD3 checkpoint as Load Checkpoint takes it: one block, `checkpoint`'s CLIP-L and a VAE as TAESD3's."""
+def vae_weights() -> dict[str, torch.Tensor]:
+    """A VAE for 16 channels as TAESD3's, which ComfyUI takes wherever it takes a VAE."""
     from comfy.taesd.taesd import TAESD
     from onestory.tools.random_checkpoint import random_weights
+
+    with torch.device("meta"):
+        vae = TAESD(latent_channels=16)
+    weights = random_weights(vae)
+    weights["vae_shift"].zero_()
+    return {name: weight.half() for name, weight in weights.items()}
+
+
+def write_sd3_checkpoint(path: Path, checkpoint: Path) -> None:
+    """A whole SD3 checkpoint as Load Checkpoint takes it: one block, `checkpoint`'s CLIP-L and a VAE as TAESD3's."""
     from safetensors import safe_open
 
     weights = {f"model.diffusion_model.{n}": w.half() for n, w in sd3(1).model.diffusion_model.state_dict().items()}
@@ -113,9 +123,5 @@ def write_sd3_checkpoint(path: Path, checkpoint: Path) -> None:
         for name in file.keys():  # noqa: SIM118
             if name.startswith(prefix):
                 weights[name.replace(prefix, "text_encoders.clip_l.transformer.")] = file.get_tensor(name)
-    with torch.device("meta"):
-        vae = TAESD(latent_channels=16)
-    decoder = random_weights(vae)
-    decoder["vae_shift"].zero_()
-    weights |= {f"first_stage_model.{name}": weight.half() for name, weight in decoder.items()}
+    weights |= {f"first_stage_model.{name}": weight for name, weight in vae_weights().items()}
     save_file(weights, path)

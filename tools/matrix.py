@@ -24,7 +24,8 @@ from .failure import Failure
 VERSIONS = host.HOST / "versions"
 WORKFLOWS = host.ROOT / "workflows" / "api"
 STUDIO = host.ROOT / "tests" / "studio.py"
-TINY = host.ROOT / "tests" / "tiny.py"
+MODELS = tuple(host.ROOT / "tests" / f"{name}.py" for name in ("tiny", "families", "model_files"))
+CUSTOM_NODES = host.ROOT / "tests" / "custom_nodes"
 README = host.ROOT / "README.md"
 MARKS = ("<!-- matrix -->\n", "<!-- /matrix -->\n")
 
@@ -41,7 +42,7 @@ from pathlib import Path
 import studio
 studio.write_models(*map(Path, sys.argv[1:]))
 """
-KINDS = ("checkpoints", "loras", "controlnet")
+KINDS = ("checkpoints", "loras", "controlnet", "diffusion_models", "text_encoders", "vae")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -78,7 +79,7 @@ def write_models() -> Path:
     folder = VERSIONS / "models"
     this = host.set_up()
     checkpoint = host.random_checkpoint(this)
-    pin = " ".join(host.digest(path) for path in (STUDIO, TINY, host.TOOLS / "random_checkpoint.py"))
+    pin = " ".join(host.digest(path) for path in (STUDIO, *MODELS, host.TOOLS / "random_checkpoint.py"))
     with host.lock(VERSIONS):
         if not host.is_stamped(folder, pin):
             host.install_dev_tools(this)
@@ -93,7 +94,8 @@ def write_models() -> Path:
 def pack_digest() -> str:
     """The sha256 of all that a result depends on."""
     files = [path for name in ("nodes", "story", "svr", "attention") for path in (host.ROOT / name).rglob("*.py")]
-    files += [*WORKFLOWS.glob("*.json"), host.ROOT / "__init__.py", STUDIO, TINY, Path(__file__)]
+    files += [*WORKFLOWS.glob("*.json"), host.ROOT / "__init__.py", STUDIO, *MODELS, Path(__file__)]
+    files += CUSTOM_NODES.glob("*.py")
     return hashlib.sha256("".join(f"{path.name} {host.digest(path)}\n" for path in sorted(files)).encode()).hexdigest()
 
 
@@ -122,8 +124,11 @@ def result(source: host.Source, pack: str, models: Path) -> dict:
 def try_out(this: host.Host, folder: Path, models: Path) -> dict:
     """Run the shipped workflows on a server with the pack in it."""
     paths = folder / "paths.yaml"
-    paths.write_text(json.dumps({"matrix": {kind: str(models / kind) for kind in KINDS}}))
-    with host.running(this, folder, cpu=True, more=("--extra-model-paths-config", str(paths))) as url:
+    folders = {kind: str(models / kind) for kind in KINDS}
+    paths.write_text(json.dumps({"matrix": {**folders, "custom_nodes": str(CUSTOM_NODES)}}))
+    packs = [host.link_pack(this), *sorted(path.name for path in CUSTOM_NODES.glob("*.py"))]
+    more = ["--extra-model-paths-config", str(paths), "--whitelist-custom-nodes", *packs]
+    with host.running(this, folder, cpu=True, more=more) as url:
         client = Client(url)
         client.upload("example.png", (this.comfyui / "input" / "example.png").read_bytes())
         info = client.get("/object_info")

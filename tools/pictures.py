@@ -32,9 +32,12 @@ WORKFLOWS = ROOT / "workflows"
 BANNER = ROOT / "docs" / "story.jpg"
 ICON = ROOT / "docs" / "icon.png"
 SIDE = 512
+GUIDANCE = 4.5
 ICON_SIDE, ICON_GAP = 400, 10
 OTHERS_MODELS = {"LoraLoader": {0: "model", 1: "clip"}, "ControlNetApplyAdvanced": {0: "positive", 1: "negative"}}
 """Nodes that need a model made for another checkpoint, and which input each output takes the place of."""
+LOADERS = {"UNETLoader": 0, "DualCLIPLoader": 1, "VAELoader": 2}
+"""Nodes that load a part of a model, and Load Checkpoint's output in its place."""
 BESIDE_THEM = ("ControlNetLoader", "LoadImage", "Canny")
 
 
@@ -114,6 +117,12 @@ STORIES = {
         seed=1,
         board={"title": "The Fox and the Owl"},
     ),
+    "Flux": Picture(
+        "a red fox with a scarf",
+        "in the forest # Good morning.\nin the city # Hello?\nreading a book in the library # Hm.\n"
+        "on the beach # Ah.\nin the snow # Brr!",
+        seed=4,
+    ),
     "Stable Diffusion 3.5": Picture(
         "a blue owl with a top hat",
         "in the snow # Brr.\nreading a book in the library # Aha!\nholding a balloon in the mountains # Up…\n"
@@ -127,6 +136,7 @@ def graph_of(name: str, picture: Picture, checkpoint: str) -> Workflow:
     """The workflow's graph for the Story World, without what needs other models."""
     graph = json.loads((WORKFLOWS / "api" / f"{name}.json").read_text(encoding="utf-8"))
     story = StoryText(name, picture.identity, picture.frames)
+    graph = in_one_file(graph)
     graph = demo.fill_in(graph, story, {**demo.WORLD, "checkpoint": checkpoint, "seed": picture.seed})
     around = {}
     for key, node in graph.items():
@@ -139,6 +149,22 @@ def graph_of(name: str, picture: Picture, checkpoint: str) -> Workflow:
     demo.set_inputs(graph, "OneStoryBoard", {"page_width": 2 * SIDE, **picture.board})
     unused = (*OTHERS_MODELS, *BESIDE_THEM) if around else ()
     return {key: node for key, node in graph.items() if node["class_type"] not in unused}
+
+
+def in_one_file(graph: Workflow) -> Workflow:
+    """The graph with Load Checkpoint for the nodes that load a model's parts, and guided as it has to be."""
+    parts = {key: LOADERS[node["class_type"]] for key, node in graph.items() if node["class_type"] in LOADERS}
+    if not parts:
+        return graph
+    for node in graph.values():
+        for name, value in node["inputs"].items():
+            if isinstance(value, list) and value[0] in parts:
+                node["inputs"][name] = ["checkpoint", parts[value[0]]]
+    demo.set_inputs(graph, "KSampler", {"cfg": GUIDANCE})
+    empty = {"class_type": "CLIPTextEncode", "inputs": {"text": "", "clip": ["checkpoint", 1]}}
+    graph = {key: empty if node["class_type"] == "ConditioningZeroOut" else node for key, node in graph.items()}
+    rest = {key: node for key, node in graph.items() if key not in parts}
+    return {"checkpoint": {"class_type": "CheckpointLoaderSimple", "inputs": {}}, **rest}
 
 
 def boards(client: Client, graph: Workflow) -> dict[str, Image.Image]:

@@ -60,8 +60,8 @@ def used(root: Path = ROOT) -> dict[str, list[Use]]:
     for path in paths:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         names = dict(imported(tree))
-        for name in names.values():
-            found.setdefault(name, [])
+        for whole in names.values():
+            found.setdefault(whole, [])
         for node in ast.walk(tree):
             if isinstance(node, ast.Attribute) and (name := dotted(node, names)):
                 found.setdefault(name, [])

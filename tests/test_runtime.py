@@ -5,7 +5,9 @@ import comfy.model_management
 import pytest
 import torch
 from duplicates import FOX, FRAMES, duplicated, run
-from graphs import empty, ipca, story
+from families import QWEN_IMAGE
+from graphs import empty, encode, ipca, positive, story
+from onestory.attention.architectures import back_ends, joint, unet
 from onestory.attention.ipca import biased_attention, identity_bias
 from reference import identity_attention, plain_attention, relative_error
 from stories import record
@@ -248,3 +250,67 @@ def test_flash_attention_is_not_handed_masks_that_it_refuses(
     caplog.clear()
     assert relative_error(run(model(), frames, negative, latent), want) < 1e-5
     assert [r.getMessage() for r in caplog.records if r.levelname == "WARNING"] == []
+
+
+def flat_sage(q, k, v, is_causal=False, tensor_layout="HND", **forgotten):
+    """SageAttention 2's signature: a mask is among what it forgets."""
+    by_token = tensor_layout == "NHD"
+    q, k, v = (x.transpose(1, 2) if by_token else x for x in (q, k, v))
+    out = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    return out.transpose(1, 2) if by_token else out
+
+
+def masked_sage(q, k, v, attn_mask=None, is_causal=False, tensor_layout="HND", **more):
+    """SageAttention 1's."""
+    by_token = tensor_layout == "NHD"
+    q, k, v = (x.transpose(1, 2) if by_token else x for x in (q, k, v))
+    out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
+    return out.transpose(1, 2) if by_token else out
+
+
+@pytest.mark.parametrize("sage", [flat_sage, masked_sage])
+def test_sage_attention_draws_the_same_with_masks_and_without(sd, frames, negative, latent, monkeypatch, sage):
+    want = run(ipca(sd.model), frames, negative, latent)
+    # As before ComfyUI 0.27, which asked no kernel whether it takes masks.
+    for name, value in {"sageattn": sage, "SAGE_ATTENTION_SUPPORTS_MASK": True}.items():
+        monkeypatch.setattr(host, name, value, raising=False)
+    monkeypatch.setattr(back_ends, "MASKLESS", back_ends.maskless(host))
+    monkeypatch.setattr(host, "optimized_attention", host.attention_sage)
+    monkeypatch.setattr(host, "optimized_attention_masked", host.attention_sage)
+    assert relative_error(run(ipca(sd.model), frames, negative, latent), want) < 1e-5
+
+
+class Container:
+    """What ComfyUI 0.33 holds a tensor in that a kernel may free."""
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+    def take(self):
+        tensor, self.tensor = self.tensor, None
+        return tensor
+
+
+@pytest.mark.parametrize("listener", [unet.Listener, joint.Listener])
+def test_an_override_takes_containers_as_tensors(listener, sd, tale, frames, negative, latent, monkeypatch):
+    def contained(self, func, q, k, v, heads, *args, **kwargs):
+        held = [getattr(host, "AttentionTensorContainer", Container)(x) for x in (q, k, v)]
+        calls.append(held)
+        return override(self, func, *held, heads, *args, **kwargs)
+
+    override, calls = listener.override, []
+    if listener is joint.Listener:
+        clip, model = QWEN_IMAGE.clip(), QWEN_IMAGE.model()
+        graph = positive(clip, tale), encode(clip, "blurry"), latent
+    else:
+        model, graph = sd.model, (frames, negative, latent)
+    want = run(ipca(model), *graph)
+    monkeypatch.setattr(listener, "override", contained)
+    assert torch.equal(run(ipca(model), *graph), want)
+    assert calls and all(each.tensor is None for held in calls for each in held), "and leaves them empty"
+
+
+@pytest.mark.skipif(not hasattr(host, "AttentionTensorContainer"), reason="this ComfyUI has no containers")
+@pytest.mark.parametrize("listener", [unet.Listener, joint.Listener])
+def test_comfyui_opens_its_containers_for_our_override(listener):
+    assert not hasattr(listener({}, 4, None).override, "container_function")

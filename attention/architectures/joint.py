@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...svr.record import Span
 from ..method import Call, Layer, call_attention
-from .back_ends import attention_of
+from .back_ends import attention_of, held
 from .beside import Beside, attend_beside
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ class Listener:
         raise NotImplementedError
 
     def override(self, func: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, heads: int, *args, **kwargs):
+        q, k, v = held(q, k, v)
         attention = attention_of(func, self.previous)
         if args:
             kwargs["mask"] = args[0]

@@ -17,7 +17,7 @@ from torch import Tensor
 from ...svr.record import Span
 from ..blocks import Block, Parts
 from ..method import Batch, Call, Kind, Layer
-from .back_ends import attention_of
+from .back_ends import attention_of, held
 
 if TYPE_CHECKING:
     from . import Dispatch
@@ -89,6 +89,7 @@ class Listener:
         return n, context, value
 
     def override(self, func: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, heads: int, *args, **kwargs):
+        q, k, v = held(q, k, v)
         layer, self.next = self.next, None
         attention = attention_of(func, self.previous)
         if layer is None:

@@ -56,7 +56,7 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_archive_holds_what_users_need_and_nothing_else():
     files = packed()
     top = {name.partition("/")[0] for name in files}
-    needed = {"LICENSE", "README.md", "__init__.py", "pyproject.toml", "requirements.txt"}
+    needed = {"CHANGELOG.md", "LICENSE", "README.md", "__init__.py", "pyproject.toml", "requirements.txt"}
     needed |= {"attention", "locales", "nodes", "pages", "story", "svr", "web", "workflows"}
     assert top - {"subgraphs"} == needed
     kinds = {Path(name).suffix for name in files}

@@ -84,6 +84,13 @@ STORIES = {
         "in a meadow\nin the forest\nin the city\non the beach\non the moon\nin the desert\n"
         "in the mountains\nin the snow\non a farm",
     ),
+    "Long Story in One Sampler": Picture(
+        "a yellow mouse with a beanie",
+        "reading a book in a bedroom\nin the city # Out…\nin a meadow # …and on.\nin the forest # Deep.\n"
+        "in the mountains # High.\nin the snow # Cold.\nin the desert # Hot.\non the beach at sunset # Oh!\n"
+        "holding a balloon on the moon # “Hello?”",
+        seed=4,
+    ),
     "Self-Attention with LoRA and ControlNet": Picture(
         "a pink rabbit with a scarf",
         "in a meadow\nreading a book in the library\non the beach at sunset\ncarrying a lantern on the moon",

@@ -215,9 +215,12 @@ def size_of(latent: Tensor) -> tuple[int, int]:
     return latent.shape[-2], latent.shape[-1]
 
 
-WRAPPERS = {
+WRAPPERS: dict[str, Callable[..., Any]] = {
     WrappersMP.OUTER_SAMPLE: outer_sample,
     WrappersMP.PREDICT_NOISE: predict_noise,
     WrappersMP.APPLY_MODEL: apply_model,
 }
-RUN_WRAPPERS = {WrappersMP.CALC_COND_BATCH: calc_cond_batch, WrappersMP.PREPARE_SAMPLING: prepare_sampling}
+RUN_WRAPPERS: dict[str, Callable[..., Any]] = {
+    WrappersMP.CALC_COND_BATCH: calc_cond_batch,
+    WrappersMP.PREPARE_SAMPLING: prepare_sampling,
+}

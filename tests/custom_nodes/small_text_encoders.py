@@ -5,17 +5,17 @@ They know T5-XXL and CLIP-L by a tensor's name and make them in full size whatev
 
 import comfy.sd
 
-SMALL = {
-    "clip_l_model_config": {"num_hidden_layers": 3},
-    "t5xxl_model_config": {"d_ff": 64, "d_kv": 16, "num_heads": 1, "num_layers": 1},
-}
+CLIP = {"num_hidden_layers": 3}
+T5 = {"d_ff": 64, "d_kv": 16, "num_heads": 1, "num_layers": 1}
 NODE_CLASS_MAPPINGS: dict[str, type] = {}
 
 full_size = comfy.sd.load_clip
 
 
 def load_clip(*args, model_options=None, **more):
-    return full_size(*args, model_options={**SMALL, **(model_options or {})}, **more)
+    """The loader writes into `model_config`, which it takes for the configuration of CLIP."""
+    small = {"model_config": {**CLIP}, "t5xxl_model_config": {**T5}}
+    return full_size(*args, model_options={**small, **(model_options or {})}, **more)
 
 
 comfy.sd.load_clip = load_clip

@@ -89,7 +89,10 @@ def open_template(page: "playwright.Page", name: str) -> None:
     page.errors.clear()
     command(page, "Comfy.BrowseTemplates")
     page.get_by_role("button", name="onestory").click()
-    page.get_by_test_id(f"template-workflow-{name}").click()
+    card = page.get_by_test_id(f"template-workflow-{name}")
+    card.scroll_into_view_if_needed()
+    page.wait_for_timeout(500)  # pictures that are still loading move the cards from under a click
+    card.click()
     page.wait_for_function("id => app.graph.id === id", arg=read(WORKFLOWS / f"{name}.json")["id"])
     page.get_by_test_id("template-workflows-content").wait_for(state="hidden")
 

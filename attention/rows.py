@@ -58,14 +58,18 @@ class Cut:
         """A copy of a ControlNet with the hints of the rows. Positive and negative share it, so that ComfyUI can batch
         them."""
         if control not in self.controls:
-            copy = control.copy()
-            if control.cond_hint_original is not None:
-                copy.cond_hint_original = self.repeated(control.cond_hint_original)
-            copy.extra_concat_orig = [self.repeated(extra) for extra in control.extra_concat_orig]
+            own = self.with_hints(control.copy(), control)
             if control.previous_controlnet is not None:
-                copy.set_previous_controlnet(self.control(control.previous_controlnet))
-            self.controls[control] = copy
+                own.set_previous_controlnet(self.control(control.previous_controlnet))
+            self.controls[control] = own
         return self.controls[control]
+
+    def with_hints(self, own: Any, control: Any) -> Any:
+        """`own`, a copy of a ControlNet, with the rows' part of its hints."""
+        if control.cond_hint_original is not None:
+            own.cond_hint_original = self.repeated(control.cond_hint_original)
+        own.extra_concat_orig = [self.repeated(extra) for extra in control.extra_concat_orig]
+        return own
 
     def prepared(self, options: dict[str, Any]) -> dict[str, Any]:
         """A conditioning as a running sampler has it, for these rows."""
@@ -94,10 +98,7 @@ class Cut:
         if control is None or not any(count > 1 for _, count in hints(control)):
             return control
         if control not in self.running:
-            own = copy.copy(control)
-            if own.cond_hint_original is not None:
-                own.cond_hint_original = self.repeated(own.cond_hint_original)
-            own.extra_concat_orig = [self.repeated(extra) for extra in own.extra_concat_orig]
+            own = self.with_hints(copy.copy(control), control)
             own.cond_hint = own.extra_concat = None
             own.previous_controlnet = self.running_control(own.previous_controlnet)
             clones = getattr(own, "multigpu_clones", {})

@@ -75,7 +75,8 @@ class Passes:
         key = rows, frozenset(casts), methods
         if key not in self.plans:
             looks: list[set[int]] = [set() for _ in range(rows)]
-            for frames, characters in key[1]:
+            # In a context window, a story's rows are others than the batch's.
+            for frames, characters in (cast for cast in key[1] if len(cast[0]) == rows):
                 row_of = {frame: row for row, frame in enumerate(frames)}
                 for method in methods:
                     sources = method.sources(characters)

@@ -361,6 +361,7 @@ def test_it_is_on_between_its_two_percents(sd, frames, negative, latent, latents
     ("text", "blocks"),
     [
         ("up", [("output", n) for n in range(12)]),
+        ("late", [("output", n) for n in range(12)]),
         ("down+mid", [("middle", 0), *(("input", n) for n in range(12))]),
         ("output.1", [("output", 1)]),
         ("input.1-3, output.0-1", [("input", 1), ("input", 3), ("output", 0), ("output", 1)]),

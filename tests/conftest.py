@@ -5,6 +5,7 @@ Tests import the pack as `onestory`, without running its door, and ComfyUI's mod
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +16,24 @@ ROOT = Path(__file__).resolve().parents[1]
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests share the cores with servers, browsers and each other
 COMFYUI = Path(os.environ.get("COMFYUI_PATH", ROOT / ".host" / "ComfyUI")).resolve()
 
+LONGEST = (
+    "test_browser",
+    "test_quality_servers",
+    "test_demo",
+    "test_demo_world",
+    "test_changes",
+    "test_runs",
+    "test_composition",
+    "test_takes",
+    "test_attention_view",
+    "test_manager",
+)
+"""Begun first, so that no worker is alone with one of them at the end."""
+
 pytest_plugins = ["studio"]
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background; what tests interrupt would be deaf too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 sys.path[:0] = str(COMFYUI), str(ROOT)
 
@@ -33,6 +51,10 @@ class StableDiffusion(NamedTuple):
     model: object
     clip: object
     vae: object
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(scope="session")
@@ -72,6 +94,7 @@ def server(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory):
     It has the random checkpoint, and the random vision model “clip.pt”.
     """
     import vision
+    from studio import KEEPS
 
     this = host.Host(COMFYUI, Path(sys.executable))
     host.link_pack(this)
@@ -79,6 +102,6 @@ def server(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory):
     vision.write_clip(folder / "clip.pt")
     paths = folder / "vision.yaml"
     paths.write_text(json.dumps({"vision": {"clip_vision": str(folder)}}))
-    more = ("--extra-model-paths-config", str(paths))
+    more = ("--extra-model-paths-config", str(paths), *KEEPS)
     with host.running(this, folder, models=checkpoint.parent, cpu=True, more=more) as url:
         yield client.Client(url)

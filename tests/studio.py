@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import sys
 from io import BytesIO
 from itertools import pairwise
@@ -11,6 +12,7 @@ import pytest
 import torch
 from conftest import COMFYUI
 from model_files import write_flux
+from onestory.story.script import parse_script
 from onestory.tools import client, host
 from PIL import Image
 from safetensors import safe_open
@@ -19,7 +21,11 @@ from tiny import write_sd3_checkpoint
 
 WORKFLOWS = host.ROOT / "workflows"
 KINDS = ("checkpoints", "loras", "controlnet", "diffusion_models", "text_encoders", "vae")
+KEEPS = ("--cache-classic",)
+"""What a server has computed stays there for the next run, however little memory the machine has left."""
+SIDE = 64
 CUSTOM_NODES = Path(__file__).parent / "custom_nodes"
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
 
 
@@ -49,7 +55,7 @@ def arguments(this: host.Host, models: Path, paths: Path) -> list[str]:
     folders = {kind: str(models / kind) for kind in KINDS}
     paths.write_text(json.dumps({"studio": {**folders, "custom_nodes": str(CUSTOM_NODES)}}))
     packs = [host.link_pack(this), *sorted(path.name for path in CUSTOM_NODES.glob("*.py"))]
-    return ["--extra-model-paths-config", str(paths), "--whitelist-custom-nodes", *packs]
+    return ["--extra-model-paths-config", str(paths), *KEEPS, "--whitelist-custom-nodes", *packs]
 
 
 def write_models(checkpoint: Path, folder: Path) -> None:
@@ -100,7 +106,7 @@ def png(image: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def draft(workflow: dict[str, dict], side: int = 64, steps: int = 2) -> dict[str, dict]:
+def draft(workflow: dict[str, dict], side: int = SIDE, steps: int = 2) -> dict[str, dict]:
     """The workflow, quick to run: small pictures in few steps."""
     for node in workflow.values():
         for key, value in {"width": side, "height": side, "steps": steps}.items():
@@ -118,3 +124,21 @@ def pages(workflow: dict[str, dict], node_id: str, frames: int) -> int:
 def saved(client_: client.Client, outputs: dict[str, dict], node_id: str) -> list[Image.Image]:
     """The pictures that a Save Image node wrote."""
     return [Image.open(BytesIO(client_.download(image))) for image in client.images(outputs, [node_id])]
+
+
+def check_pictures(client_: client.Client, api: dict[str, dict], outputs: dict[str, dict]) -> None:
+    """Every frame of the story and every page was saved, in its size, and none in one colour. `api` is a draft."""
+    (script,) = (node["inputs"] for node in api.values() if node["class_type"] == "OneStoryScript")
+    frames = len(parse_script(script["identity"], script["frames"]).frames)
+    savers = {id_: node["inputs"]["filename_prefix"] for id_, node in api.items() if node["class_type"] == "SaveImage"}
+    assert {prefix.split()[0] for prefix in savers.values()} == {"OneStory/frame", "OneStory/board"}
+    side = SIDE * math.prod(node["inputs"]["scale_by"] for node in api.values() if node["class_type"] == "ImageScaleBy")
+    for id_, prefix in savers.items():
+        pictures = saved(client_, outputs, id_)
+        if prefix.startswith("OneStory/frame"):
+            assert [picture.size for picture in pictures] == [(side, side)] * frames
+        else:
+            assert len(pictures) == pages(api, id_, frames)
+            assert all(board.width > SIDE and board.height > SIDE for board in pictures)
+        for picture in pictures:
+            assert any(low < high for low, high in picture.convert("RGB").getextrema()), "a picture of one colour"

@@ -5,7 +5,6 @@ import copy
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,14 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import requests
 from conftest import COMFYUI, ROOT
 from onestory.story.script import parse_script
 from onestory.tools import client, host
 from PIL import Image
-from studio import NAMES, WORKFLOWS, draft, pages, read, saved, twin
+from studio import CHROMIUM, NAMES, WORKFLOWS, check_pictures, draft, pages, read, saved, twin
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium is installed: on Debian, `apt install chromium`")
 
 FLAGS = (
@@ -61,7 +60,8 @@ def page(studio, tmp_path_factory) -> Iterator["playwright.Page"]:
 
 
 def visit(page: "playwright.Page", url: str) -> None:
-    """Open the editor for the first time: the template browser opens by itself."""
+    """Open the editor for the first time, whoever else has used this server: the template browser opens by itself."""
+    requests.post(f"{url}/settings/Comfy.TutorialCompleted", json=False).raise_for_status()
     page.goto(url)
     wait_for_editor(page)
     page.get_by_test_id("template-workflows-content").wait_for()
@@ -135,7 +135,7 @@ def press_run(page: "playwright.Page") -> tuple[str, dict]:
 
 
 @every_workflow
-def test_workflow_opens_runs_and_shows_its_pictures(page, name):
+def test_workflow_opens_runs_and_shows_its_pictures(page, studio, name):
     open_template(page, name)
     unknown = page.evaluate(
         "app.graph.nodes.filter(n => !(n.type in LiteGraph.registered_node_types)).map(n => n.type)"
@@ -159,6 +159,7 @@ def test_workflow_opens_runs_and_shows_its_pictures(page, name):
     assert api_of(page) == drafted
     kind, detail = press_run(page)
     assert kind == "execution_success", detail
+    check_pictures(studio, drafted, studio.wait(detail["prompt_id"], None, lambda kind, data: None)["outputs"])
     show_all(page)  # the editor loads a picture when it draws the node
     (script,) = (node["inputs"] for node in drafted.values() if node["class_type"] == "OneStoryScript")
     frames = len(script["frames"].splitlines())

@@ -6,7 +6,7 @@ from itertools import combinations
 import pytest
 from onestory.story.script import parse_script
 from PIL import Image
-from studio import NAMES, WORKFLOWS, draft, pages, read, saved, twin
+from studio import CHROMIUM, NAMES, WORKFLOWS, check_pictures, draft, read, twin
 
 NOTES = ("MarkdownNote", "Note")
 NUMBERS = {"INT": int, "FLOAT": (int, float), "BOOLEAN": bool, "STRING": str}
@@ -163,21 +163,7 @@ def test_story_makes_sense(name):
             assert all(frame.caption for frame in story.frames)
 
 
-@every_workflow
+@pytest.mark.parametrize("name", () if CHROMIUM else NAMES)  # where there is one, test_browser.py runs them all in it
 def test_api_workflow_runs_to_the_end(studio, name):
     api = draft(twin(name))
-    outputs = studio.run(api)
-    (script,) = (node["inputs"] for node in api.values() if node["class_type"] == "OneStoryScript")
-    frames = len(parse_script(script["identity"], script["frames"]).frames)
-    savers = {id_: node["inputs"]["filename_prefix"] for id_, node in api.items() if node["class_type"] == "SaveImage"}
-    assert {prefix.split()[0] for prefix in savers.values()} == {"OneStory/frame", "OneStory/board"}
-    side = 64 * math.prod(node["inputs"]["scale_by"] for node in api.values() if node["class_type"] == "ImageScaleBy")
-    for id_, prefix in savers.items():
-        pictures = saved(studio, outputs, id_)
-        if prefix.startswith("OneStory/frame"):
-            assert [picture.size for picture in pictures] == [(side, side)] * frames
-        else:
-            assert len(pictures) == pages(api, id_, frames)
-            assert all(board.width > 64 and board.height > 64 for board in pictures)
-        for picture in pictures:
-            assert any(low < high for low, high in picture.convert("RGB").getextrema()), "a picture of one colour"
+    check_pictures(studio, api, studio.run(api))

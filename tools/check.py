@@ -11,8 +11,8 @@ import tomllib
 
 from . import host
 
-WORKERS = ("-n", "2", "--dist", "loadfile")
-"""The whole run uses two cores; a file's tests share its server and models."""
+WORKERS = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
+"""The whole run uses two cores; a file's tests share its server and models. The longest files come first."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

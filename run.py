@@ -18,6 +18,7 @@ from onestory.tools.failure import Failure
 # name: the module that has the verb's `add_arguments(parser)` and `run(args)`, what it does
 VERBS = {
     "demo": ("tools.demo", "make a story's frames and board with ComfyUI"),
+    "make": ("tools.make", "draw every story of a file by a workflow"),
     "test": ("tools.check", "run every check and test"),
     "bench": ("bench.command", "measure how fast the pack is"),
     "matrix": ("tools.matrix", "try the pack on every ComfyUI version"),

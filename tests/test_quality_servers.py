@@ -17,13 +17,14 @@ import pytest
 import torch
 from conftest import COMFYUI
 from onestory.bench.quality import command as quality
-from onestory.bench.quality import graphs, measures, pool, report
+from onestory.bench.quality import graphs, measures, report
+from onestory.bench.quality.boards import maker
 from onestory.bench.quality.graphs import ROWS
 from onestory.bench.quality.jobs import jobs_of, json_of
 from onestory.nodes.reweight import OneStoryNaiveReweight
 from onestory.nodes.self_attention import OneStorySelfAttention
 from onestory.story.files import StoryText, read_stories
-from onestory.tools import host
+from onestory.tools import host, pool
 from onestory.tools.client import Client, WorkflowError, images
 from onestory.tools.failure import Failure
 from test_demo import NAME, one_sentence, png_size, wait_for
@@ -214,7 +215,7 @@ def maker_of(stories, tmp_path, monkeypatch):
 
     def maker_of(*servers: Client, **options) -> pool.Maker:
         jobs = jobs_of(tmp_path / "out", two, ("separate",), (1,))
-        return pool.Maker(list(servers), two, jobs, settings, **options)
+        return maker(servers, two, jobs, settings, **options)
 
     return maker_of
 

@@ -10,12 +10,9 @@ from typing import Any, NamedTuple
 from ...story.files import StoryText
 from ...tools import host
 from ...tools.demo import slug
-from ...tools.failure import Failure
+from ...tools.results import RESULT
 from .graphs import ROWS, TEMPLATE
-from .report import as_given
 
-SETTINGS = "settings.json"
-RESULT = "result.json"
 DIGESTS = {"texts": "other story texts", "workflow": "another shipped workflow", "weights": "another Story World asset"}
 
 
@@ -61,24 +58,6 @@ def without_digests(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in DIGESTS}
 
 
-def keep_settings(out: Path, settings: dict[str, Any]) -> None:
-    """Write the settings into the results' folder, or raise `Failure` when it holds results of other ones."""
-    file = out / SETTINGS
-    try:
-        if not file.is_file() or not any(out.glob(f"*/*/{RESULT}")):
-            out.mkdir(parents=True, exist_ok=True)
-            write_json(file, settings)
-        kept = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise Failure(f"The results cannot be kept in {out}: {error.strerror}.") from None
-    except ValueError:
-        raise Failure(f"{file} cannot be read: choose another --out.") from None
-    for name, value in settings.items():
-        if kept.get(name) != value:
-            was = DIGESTS.get(name) or f"--{name} {as_given(kept.get(name))}, not {as_given(value)}"
-            raise Failure(f"{out} holds results of {was}: choose another --out, or the same settings.")
-
-
 def jobs_of(out: Path, stories: Sequence[StoryText], rows: Sequence[str], seeds: Sequence[int]) -> list[Job]:
     """Everything to be made, story after story."""
     return [
@@ -88,16 +67,6 @@ def jobs_of(out: Path, stories: Sequence[StoryText], rows: Sequence[str], seeds:
         for row in ROWS
         if row in rows
     ]
-
-
-def write_json(file: Path, data: Any) -> None:
-    """Write a file whole or not at all."""
-    partial = file.with_name(f"{file.name}.partial")
-    partial.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(file)
-
-
-# What is measured on this machine
 
 
 def json_of(job: Job) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from ...story.files import StoryText
 from ...story.script import parse_script
 from ...tools import host
 from ...tools.failure import Failure
-from .jobs import RESULT, Job, json_of, write_json
+from ...tools.results import RESULT, write_json
+from .jobs import Job, json_of
 
 SCRIPT = Path(__file__).with_name("vision.py")
 

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from ...tools.results import as_given
+
 PAGES = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined)
 
 
@@ -73,11 +75,6 @@ def collect(
         "stories": [{**story, "boards": [b for b in made if b["story"] == i]} for i, story in enumerate(stories)],
         "errors": [{"story": i, "row": row, "seed": seed, "error": text} for i, row, seed, text in errors],
     }
-
-
-def as_given(value: Any) -> str:
-    """A setting's value as text, in the form of its option."""
-    return " ".join(f"{name}={each}" for name, each in value.items()) if isinstance(value, dict) else str(value)
 
 
 def value_of(result: dict[str, Any], key: str) -> float | None:

@@ -8,11 +8,12 @@ from ...tools import host
 from ...tools.client import Client
 from ...tools.demo import slug
 from ...tools.failure import Failure
+from ...tools.results import keep_settings
 from . import report
+from .boards import checker, make
 from .graphs import ROWS, USUAL
-from .jobs import jobs_of, keep_settings, settings_of, without_digests
+from .jobs import DIGESTS, jobs_of, settings_of, without_digests
 from .measures import has_model, measure
-from .pool import Maker, check
 
 
 def run(args: Namespace) -> int:
@@ -28,13 +29,13 @@ def run(args: Namespace) -> int:
         args, args.checkpoint, args.stories.name, args.size, args.steps or 30, args.clip_vision, stories
     )
     servers = [Client(url) for url in dict.fromkeys(Client(url).url for url in args.server)]
+    check = checker(settings)
     for server in servers:
-        check(server, settings)
+        check(server)
     out = args.out or host.ROOT / "out" / f"quality_{args.stories.stem}_{slug(Path(args.checkpoint).stem)}"
-    keep_settings(out, settings)
+    keep_settings(out, settings, DIGESTS)
     jobs = jobs_of(out, stories[: args.limit], rows, seeds)
-    maker = Maker(servers, stories, jobs, settings)
-    errors = maker.run()
+    errors = make(servers, stories, jobs, settings)
     done = [job for job in jobs if job.made]
     if not done:
         raise Failure(next(iter(errors.values())))

@@ -17,9 +17,10 @@ from ...tools import host
 from ...tools.client import Client
 from ...tools.demo import WORLD
 from ...tools.failure import Failure
+from ...tools.results import keep_settings
+from .boards import make
 from .graphs import ROWS
-from .jobs import Job, jobs_of, keep_settings, settings_of, without_digests
-from .pool import Maker
+from .jobs import DIGESTS, Job, jobs_of, settings_of, without_digests
 from .world_plot import plot
 
 SCRIPT = Path(__file__).with_name("world_table.py")
@@ -46,13 +47,13 @@ def run(args: argparse.Namespace) -> int:
         ),
         "negative": WORLD["negative"],
     }
-    keep_settings(out, settings)
+    keep_settings(out, settings, DIGESTS)
     jobs = jobs_of(out, stories[:count], rows, seeds)
     errors: dict[Job, str] = {}
     missing = {job.story for job in jobs if not job.made}
     if missing:
         with servers(this, checkpoint.parent, len(missing)) as urls:
-            errors = Maker([Client(url) for url in urls], stories, jobs, settings, patience=0).run()
+            errors = make([Client(url) for url in urls], stories, jobs, settings, patience=0)
     made = [job for job in jobs if job.made]
     if not made:
         raise Failure(next(iter(errors.values())))

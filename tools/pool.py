@@ -1,23 +1,18 @@
-"""Makes stories on several ComfyUI servers at once.
+"""Makes works, such as a story in several ways, on several ComfyUI servers at once.
 
-Each server makes a whole story in all its ways, then takes the next one; one that fails is tried again after a pause.
+Each server makes a whole group of works, then takes the next one; one that fails is tried again after a pause.
 """
 
-import json
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
-from ...story.files import StoryText
-from ...tools import host
-from ...tools.client import Client, WorkflowError, images
-from ...tools.demo import check_server, fill_in
-from ...tools.failure import Failure
-from .graphs import ROWS, TEMPLATE, story_graph
-from .jobs import RESULT, Job, write_json
+from . import host
+from .client import Client, Workflow, WorkflowError
+from .failure import Failure
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
 
@@ -35,57 +30,61 @@ class Stopped(Exception):
     """The run is over, so this server's workflow is taken off."""
 
 
-def check(server: Client, settings: dict[str, Any]) -> None:
-    """Raise `Failure` unless a server has the pack, the checkpoint and the vision model."""
-    workflow = json.loads(TEMPLATE.read_text(encoding="utf-8"))
-    check_server(server, fill_in(workflow, None, {"checkpoint": settings["checkpoint"]}), False)
-    name = settings["clip-vision"]
-    if name is None:
-        return
-    if not server.get("/object_info/OneStoryMetrics"):
-        raise Failure(f"The OneStory pack at {server.url} is too old for --clip-vision: update it there.")
-    known = server.choices("CLIPVisionLoader", "clip_name") or []
-    if name not in known:
-        raise Failure(
-            f"{server.url} has no vision model {name}: name one with --clip-vision. It has "
-            f"{', '.join(known[:8]) or 'none'}."
-        )
+class Work(Protocol):
+    """Something that a server makes by one workflow, equal only to itself. `title` is its group's, `what` its own."""
+
+    @property
+    def title(self) -> str: ...
+
+    @property
+    def what(self) -> str: ...
+
+    @property
+    def made(self) -> bool:
+        """Whether it is kept already."""
+
+    def graph(self) -> Workflow: ...
+
+    def keep(self, server: Client, outputs: dict[str, dict[str, Any]], seconds: float) -> None:
+        """Fetch and keep what the workflow gave, after so many seconds. Raises `Failure`."""
 
 
-class Maker:
-    """Makes the missing jobs, a thread for each server.
+W = TypeVar("W", bound=Work)
 
-    A server that fails puts its story back into the queue and is tried again after a pause, which doubles until it has
+
+class Maker(Generic[W]):
+    """Makes the works that are missing, a thread for each server.
+
+    A server that fails puts its group back into the queue and is tried again after a pause, which doubles until it has
     made something. After `patience` seconds without that it counts as gone; it may come back while others work.
     """
 
     def __init__(
         self,
-        servers: list[Client],
-        stories: Sequence[StoryText],
-        jobs: list[Job],
-        settings: dict[str, Any],
+        servers: Sequence[Client],
+        groups: Sequence[Sequence[W]],
+        check: Callable[[Client], None],
+        of: str = "boards",
         patience: float = 600,
     ):
-        self.servers, self.stories, self.settings, self.patience = servers, stories, settings, patience
-        missing: dict[int, list[Job]] = {}
-        for job in jobs:
-            if not job.made:
-                missing.setdefault(job.story, []).append(job)
-        self.todo = deque(missing.values())
-        self.total, self.made, self.tried = len(jobs), sum(job.made for job in jobs), 0
+        """`check` raises `Failure` for a server that can't make them; `of` is what people call the works."""
+        self.servers, self.check, self.of, self.patience = servers, check, of, patience
+        missing = [[work for work in group if not work.made] for group in groups]
+        self.todo = deque(group for group in missing if group)
+        self.total, self.tried = sum(map(len, groups)), 0
+        self.made = self.total - sum(map(len, missing))
         self.busy = self.serving = 0
-        self.errors: dict[Job, str] = {}
+        self.errors: dict[W, str] = {}
         self.outages: dict[Client, Outage] = {}
         self.gone: dict[Client, Failure] = {}
         self.broken: list[BaseException] = []
         self.changed = threading.Condition()
         self.stop = threading.Event()
 
-    def run(self) -> dict[Job, str]:
+    def run(self) -> dict[W, str]:
         """Make everything; returns the nodes' complaints. Raises `Failure` when all servers are gone."""
         if self.made:
-            host.say(f"{self.made} of {self.total} boards are there already.")
+            host.say(f"{self.made} of {self.total} {self.of} are there already.")
         self.started = time.monotonic()
         try:
             for server in self.servers:
@@ -101,8 +100,8 @@ class Maker:
             raise self.broken[0]
         if self.todo:
             raise Failure(
-                f"{list(self.gone.values())[-1]} {self.made} of {self.total} boards are made: run the same command "
-                "again to make the rest."
+                f"{list(self.gone.values())[-1]} {self.made} of {self.total} {self.of} are made: run the same "
+                "command again to make the rest."
             )
         return self.errors
 
@@ -119,17 +118,17 @@ class Maker:
             self.changed.notify_all()
 
     def serve(self, server: Client) -> None:
-        """Make story after story on one server, until nothing is left or all servers are gone."""
+        """Make group after group on one server, until nothing is left or all servers are gone."""
         try:
-            while jobs := self.take():
-                left = deque(jobs)
+            while group := self.take():
+                left = deque(group)
                 failed: Failure | None = None
                 try:
                     while left:
                         self.make(server, left[0])
                         left.popleft()
                         self.works(server)
-                    self.say(jobs[0], server)
+                    self.say(group[0], server)
                 except Failure as failure:
                     failed = failure
                 finally:
@@ -139,7 +138,7 @@ class Maker:
                             self.todo.append(list(left))
                         self.changed.notify_all()
                 if failed:
-                    self.wait_for(server, jobs[0], failed)
+                    self.wait_for(server, group[0], failed)
         except Stopped:
             pass
         except OSError as error:
@@ -159,8 +158,8 @@ class Maker:
         """Whether there is nothing more to make, or nobody left to make it."""
         return self.stop.is_set() or not (self.todo or self.busy) or len(self.gone) == len(self.servers)
 
-    def take(self) -> list[Job]:
-        """The next story's jobs; waits while another server may yet leave one. Empty at the end."""
+    def take(self) -> list[W]:
+        """The next group; waits while another server may yet leave one. Empty at the end."""
         with self.changed:
             self.changed.wait_for(lambda: self.todo or self.over())
             if self.over():
@@ -168,13 +167,12 @@ class Maker:
             self.busy += 1
             return self.todo.popleft()
 
-    def wait_for(self, server: Client, job: Job, failure: Failure) -> None:
-        """Return when a server that failed is to be tried with another story, or at the end."""
+    def wait_for(self, server: Client, work: W, failure: Failure) -> None:
+        """Return when a server that failed is to be tried with another group, or at the end."""
         outage = self.outages.get(server)
         if not outage:
             outage = self.outages[server] = Outage(time.monotonic(), FIRST_PAUSE)
-            title = self.stories[job.story].title
-            self.tell(f"{failure} “{title}” goes back into the queue, and {server.url} is tried again.")
+            self.tell(f"{failure} “{work.title}” goes back into the queue, and {server.url} is tried again.")
         while True:
             with self.changed:
                 if time.monotonic() - outage.since >= self.patience:
@@ -189,7 +187,7 @@ class Maker:
                     return
             outage.pause = min(2 * outage.pause, LONGEST_PAUSE)
             try:
-                check(server, self.settings)
+                self.check(server)
             except Failure as found:
                 failure = found
                 continue
@@ -202,51 +200,39 @@ class Maker:
         if self.outages.pop(server, None):
             self.tell(f"{server.url} works again.")
 
-    def make(self, server: Client, job: Job) -> None:
-        """Make one board on a server, and keep its pictures; a node's complaint is noted. Raises `Failure`."""
-        story = self.stories[job.story]
+    def make(self, server: Client, work: W) -> None:
+        """Make one work on a server, and keep it; a node's complaint is noted. Raises `Failure`."""
 
         def progress(kind: str, data: dict) -> None:
             if self.stop.is_set():
                 raise Stopped
             if kind == "progress" and data["max"]:
-                self.show(f"{story.title}, {job.row} {data['value']}/{data['max']}")
+                self.show(f"{work.title}, {work.what} {data['value']}/{data['max']}")
 
         started = time.monotonic()
-        graph = story_graph(story, ROWS[job.row], job.seed, self.settings)
         try:
-            outputs = server.run(graph, progress)
+            outputs = server.run(work.graph(), progress)
         except WorkflowError as error:
-            self.errors[job] = f"{story.title}: {error}"
+            self.errors[work] = f"{work.title}: {error}"
             self.tried += 1
             return
-        seconds = time.monotonic() - started
-        job.folder.mkdir(parents=True, exist_ok=True)
-        for number, image in enumerate(images(outputs, ["frames"]), 1):
-            (job.folder / f"frame_{number:02}.png").write_bytes(server.download(image))
-        (board,) = images(outputs, ["board picture"])
-        (job.folder / "board.webp").write_bytes(server.download({**board, "preview": "webp;85"}))
-        result: dict[str, Any] = {"seconds": round(seconds, 2), "server": server.url}
-        if "metrics" in outputs:
-            (result["similarity"],) = outputs["metrics"]["similarity"]
-        write_json(job.folder / RESULT, result)
+        work.keep(server, outputs, time.monotonic() - started)
         with self.changed:
             self.made += 1
             self.tried += 1
 
     def show(self, what: str) -> None:
-        host.show(f"{self.made}/{self.total} boards{self.remaining()}: {what}")
+        host.show(f"{self.made}/{self.total} {self.of}{self.remaining()}: {what}")
 
     def tell(self, sentence: str) -> None:
         host.show("")
         host.say(sentence)
 
-    def say(self, job: Job, server: Client) -> None:
-        title = self.stories[job.story].title
-        self.tell(f"{self.made}/{self.total} boards{self.remaining()}: {title} is done at {server.url}")
+    def say(self, work: W, server: Client) -> None:
+        self.tell(f"{self.made}/{self.total} {self.of}{self.remaining()}: {work.title} is done at {server.url}")
 
     def remaining(self) -> str:
-        """How long it will take from here, as text; nothing before the first board."""
+        """How long it will take from here, as text; nothing before the first work."""
         if not self.tried:
             return ""
         left = (time.monotonic() - self.started) / self.tried * (self.total - self.made - len(self.errors))

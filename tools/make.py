@@ -1,0 +1,321 @@
+"""Draw every story of a file by one workflow: frames, boards, and a page that shows them all.
+
+A story is drawn once for each seed. What is in --out is not drawn again, so the run may be interrupted and run again,
+and more stories and seeds can be added to it later. Several servers share the stories.
+"""
+
+import argparse
+import copy
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from ..story.files import StoryText, read_stories
+from . import host
+from .client import Client, Workflow
+from .demo import WORKFLOW, check_server, fill_in, serving, size, slug, whole
+from .failure import Failure
+from .pool import Maker
+from .results import RESULT, keep_settings, write_json
+
+DIGESTS = {"workflow": "another workflow"}
+SEEDS = ("seed", "noise_seed")
+SCRIPT, LOADER = "OneStoryScript", "OneStoryLoad"
+PAGE = "index.html"
+SHOWN = (".png", ".jpg", ".jpeg", ".webp", ".gif")
+PAGES = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = __doc__
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = (
+        "The workflow is a shipped one by its name, or a file that ComfyUI's “Export (API)” wrote; it has one Story\n"
+        "Script or Load Story, and saves what is to be kept. docs/story-files.md describes story files."
+    )
+    parser.add_argument("stories", metavar="FILE", type=Path, help="the stories")
+    parser.add_argument(
+        "--workflow", metavar="NAME|FILE", default=WORKFLOW.stem, help=f"what draws them (default: {WORKFLOW.stem})"
+    )
+    parser.add_argument(
+        "--server",
+        metavar="URL",
+        action="append",
+        help="a running ComfyUI with the pack; may be given several times (default: one is started)",
+    )
+    parser.add_argument("--comfyui", metavar="PATH", help="start the ComfyUI in this folder (default: COMFYUI_PATH)")
+    parser.add_argument(
+        "--checkpoint", metavar="NAME", help="another checkpoint than the workflow's; without --server also a file"
+    )
+    parser.add_argument("--seeds", metavar="N", nargs="+", type=whole(0, 2**64 - 1), help="default: the workflow's own")
+    parser.add_argument("--steps", metavar="N", type=whole(1, 10000), help="sampling steps (default: the workflow's)")
+    parser.add_argument("--size", metavar="WxH", type=size, help="of a frame in pixels (default: the workflow's)")
+    parser.add_argument(
+        "--set",
+        metavar="NODE.INPUT=VALUE",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="other values than the workflow's, by a node's type or number, such as OneStoryIPCA.strength=1.5",
+    )
+    parser.add_argument("--limit", metavar="N", type=whole(1, 10**6), help="only the file's first N stories")
+    parser.add_argument("--out", metavar="DIR", type=Path, help="where it is all kept (default: a folder in out/)")
+
+
+@dataclass(frozen=True, eq=False)
+class Drawing:
+    """One story with one seed, None for the workflow's own; `folder` gets what the workflow saves, and a result."""
+
+    story: StoryText
+    seed: int | None
+    folder: Path
+    workflow: Workflow = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        return self.story.title
+
+    @property
+    def what(self) -> str:
+        return seed_name(self.seed).replace("-", " ")
+
+    @property
+    def made(self) -> bool:
+        """Raises `Failure` where another text has been drawn."""
+        try:
+            result = json.loads((self.folder / RESULT).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return False
+        if result["text"] != digest(self.story):
+            raise Failure(f"{self.folder} holds “{self.title}” with another text: choose another --out.")
+        return True
+
+    def graph(self) -> Workflow:
+        return with_seed(with_story(self.workflow, self.story), self.seed)
+
+    def keep(self, server: Client, outputs: dict[str, dict[str, Any]], seconds: float) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        files = []
+        for name, saved in named_files(self.workflow, outputs):
+            (self.folder / name).write_bytes(server.download(saved))
+            files.append(name)
+        result = {"seconds": round(seconds, 2), "server": server.url, "text": digest(self.story), "files": files}
+        write_json(self.folder / RESULT, result)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Draw what is missing, and write the page. Returns 1 when a story could not be drawn."""
+    try:
+        stories = read_stories(args.stories)[: args.limit]
+    except ValueError as error:
+        raise Failure(str(error)) from None
+    workflow, name = read_workflow(args.workflow)
+    given = {key: vars(args)[key] for key in ("checkpoint", "steps", "size") if vars(args)[key] is not None}
+    out = args.out or host.ROOT / "out" / f"{slug(args.stories.stem)}_{slug(name)}"
+    settings = {
+        "workflow": digest(workflow),
+        **{key: value if key != "size" else "{}x{}".format(*value) for key, value in given.items()},
+        "set": sorted(args.set) or None,
+    }
+    with_values(workflow, args.set)
+    keep_settings(out, settings, DIGESTS)
+    groups = drawings(out, stories, args.seeds or [None])
+    errors: dict[Drawing, str] = {}
+    try:
+        if any(not drawing.made for group in groups for drawing in group):
+            with clients(args, workflow, given) as (servers, ready):
+                groups = [[replace(drawing, workflow=ready) for drawing in group] for group in groups]
+                errors = Maker(servers, groups, lambda server: check_server(server, ready, False), "drawings").run()
+    finally:
+        page = write_page(out, f"{args.stories.name} by {name}", groups, errors)
+    for drawing, error in errors.items():
+        host.say(f"Not drawn, {drawing.what}: {error}")
+    if errors:
+        host.say(f"{len(errors)} of {sum(map(len, groups))} drawings are missing, and tried again in the next run.")
+    print(page)
+    return 1 if errors else 0
+
+
+@contextmanager
+def clients(
+    args: argparse.Namespace, workflow: Workflow, given: dict[str, Any]
+) -> Iterator[tuple[list[Client], Workflow]]:
+    """The servers that draw, and the workflow with what was given for it, or what suits a checkpoint on our own."""
+    if args.server and args.comfyui:
+        raise Failure("--server and --comfyui exclude each other: name the running ComfyUIs, or the one to start.")
+    if args.server:
+        ready = with_values(fill_in(workflow, None, given), args.set)
+        servers = [Client(url) for url in dict.fromkeys(Client(url).url for url in args.server)]
+        for server in servers:
+            check_server(server, ready, False)
+        yield servers, ready
+        return
+    with serving(argparse.Namespace(**{**vars(args), "server": None})) as place:
+        defaults = {key: value for key, value in place.defaults.items() if key != "seed"}
+        found = given | {"checkpoint": defaults["checkpoint"]}
+        yield [Client(place.url)], with_values(fill_in(workflow, None, defaults | found), args.set)
+
+
+def read_workflow(name: str) -> tuple[Workflow, str]:
+    """A shipped workflow or one of a file in ComfyUI's API format, and its name. Raises `Failure` for anything else."""
+    shipped = WORKFLOW.parent / f"{name}.json"
+    path = shipped if shipped.is_file() else Path(name)
+    try:
+        workflow = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        known = ", ".join(sorted(file.stem for file in WORKFLOW.parent.glob("*.json")))
+        raise Failure(f"--workflow {name} is no file and no shipped workflow: those are {known}.") from None
+    except (OSError, ValueError) as error:
+        raise Failure(f"The workflow {path} cannot be read: {error}.") from None
+    if not isinstance(workflow, dict) or not all(isinstance(n, dict) and "class_type" in n for n in workflow.values()):
+        raise Failure(f"{path} is no workflow in the API format: write it by “Export (API)” in ComfyUI's menu.")
+    tellers = [key for key, node in workflow.items() if node["class_type"] in (SCRIPT, LOADER)]
+    if len(tellers) != 1:
+        raise Failure(
+            f"{path} has {len(tellers)} nodes that give a story: it needs one Story Script or Load Story, whose place "
+            "each story takes."
+        )
+    if not any("filename_prefix" in node["inputs"] for node in workflow.values()):
+        raise Failure(f"{path} saves nothing: put a Save Image behind what is to be kept.")
+    return workflow, path.stem
+
+
+def with_story(workflow: Workflow, story: StoryText) -> Workflow:
+    """The workflow with the story in its Story Script, which also takes the place of a Load Story."""
+    workflow = copy.deepcopy(workflow)
+    [(key, teller)] = [(k, n) for k, n in workflow.items() if n["class_type"] in (SCRIPT, LOADER)]
+    if teller["class_type"] == LOADER:
+        workflow[key] = {"class_type": SCRIPT, "inputs": {}}
+        for node in workflow.values():
+            for name, value in node["inputs"].items():
+                if value in ([key, 1], [key, 2]):  # its title, and how many stories the file has
+                    node["inputs"][name] = story.title if value[1] == 1 else 1
+    return fill_in(workflow, story, {})
+
+
+def with_seed(workflow: Workflow, seed: int | None) -> Workflow:
+    """The workflow with every sampler's seed set, there or in the node that it comes from."""
+    workflow = copy.deepcopy(workflow)
+    if seed is None:
+        return workflow
+    for node in workflow.values():
+        if "Sampler" not in node["class_type"] and "Noise" not in node["class_type"]:
+            continue
+        for name in SEEDS:
+            inputs, given = node["inputs"], name
+            if isinstance(inputs.get(name), list):
+                inputs = workflow[inputs[name][0]]["inputs"]
+                given = next((key for key in ("value", *SEEDS) if isinstance(inputs.get(key), int)), "")
+            if isinstance(inputs.get(given), int):
+                inputs[given] = seed
+    return workflow
+
+
+def with_values(workflow: Workflow, changes: Sequence[str]) -> Workflow:
+    """The workflow with "NODE.INPUT=VALUE" set, by a node's type or id. Raises `Failure` for what it doesn't have."""
+    workflow = copy.deepcopy(workflow)
+    for change in changes:
+        name, _, text = change.partition("=")
+        kind, _, given = name.rpartition(".")
+        found = [node["inputs"] for key, node in workflow.items() if kind in (key, node["class_type"])]
+        found = [inputs for inputs in found if given in inputs and not isinstance(inputs[given], list)]
+        if not found:
+            known = sorted(
+                f"{node['class_type']}.{key}"
+                for node in workflow.values()
+                for key, value in node["inputs"].items()
+                if not isinstance(value, list)
+            )
+            raise Failure(f"--set {change}: the workflow has no {name or 'such input'}. It has {', '.join(known)}.")
+        for inputs in found:
+            inputs[given] = converted(text, inputs[given], change)
+    return workflow
+
+
+def converted(text: str, old: Any, change: str) -> Any:
+    """A value of the kind of the old one."""
+    if isinstance(old, str):
+        return text
+    try:
+        value = json.loads(text.lower() if isinstance(old, bool) else text)
+    except ValueError:
+        value = None
+    kinds = bool if isinstance(old, bool) else (int, float)
+    if not isinstance(value, kinds) or isinstance(value, bool) != isinstance(old, bool):
+        raise Failure(f"--set {change}: the workflow has {json.dumps(old)} there, and “{text}” is nothing of the kind.")
+    return value
+
+
+def drawings(out: Path, stories: Sequence[StoryText], seeds: Sequence[int | None]) -> list[list[Drawing]]:
+    """All that is to be drawn, a group for each story."""
+    return [
+        [Drawing(story, seed, out / f"{i:03}_{slug(story.title)}" / seed_name(seed)) for seed in dict.fromkeys(seeds)]
+        for i, story in enumerate(stories)
+    ]
+
+
+def seed_name(seed: int | None) -> str:
+    return "seed" if seed is None else f"seed-{seed}"
+
+
+def named_files(workflow: Workflow, outputs: dict[str, dict[str, Any]]) -> list[tuple[str, dict[str, str]]]:
+    """What a workflow has saved, under short names: the last part of its prefix and a number."""
+    found: dict[str, list[tuple[str, dict[str, str]]]] = {}
+    for key, node in workflow.items():
+        stem = slug(str(node["inputs"].get("filename_prefix", node["class_type"])).rpartition("/")[2]) or key
+        for entries in outputs.get(key, {}).values():
+            for entry in entries if isinstance(entries, list) else []:
+                if isinstance(entry, dict) and entry.get("type") == "output" and "filename" in entry:
+                    saved = {name: entry[name] for name in ("filename", "subfolder", "type") if name in entry}
+                    suffix = Path(entry["filename"]).suffix
+                    same = found.setdefault(f"{stem}{suffix}", [])
+                    if saved not in [other for _, other in same]:
+                        same.append((f"{stem}_{len(same) + 1:02}{suffix}", saved))
+    return [(name, saved) for same in found.values() for name, saved in same]
+
+
+def digest(data: Any) -> str:
+    return hashlib.sha256(json.dumps(data).encode()).hexdigest()
+
+
+def write_page(out: Path, title: str, groups: Sequence[Sequence[Drawing]], errors: dict[Drawing, str]) -> Path:
+    """Write the page over everything that is there, with what failed and why; returns its path."""
+    stories = [
+        {
+            "title": group[0].title,
+            "identity": group[0].story.identity,
+            "drawings": [
+                {
+                    "what": drawing.what,
+                    "error": errors.get(drawing, "" if drawing.made else "Not drawn yet."),
+                    "files": files_of(out, drawing),
+                }
+                for drawing in group
+            ],
+        }
+        for group in groups
+    ]
+    page = out / PAGE
+    text = PAGES.get_template("make.html").render(title=title, stories=stories, shown=SHOWN)
+    page.write_text(text, encoding="utf-8")
+    return page
+
+
+def files_of(out: Path, drawing: Drawing) -> list[dict[str, str]]:
+    """What a drawing has kept: each file's name and its address from the page; pages before frames."""
+    if not drawing.made:
+        return []
+    names = json.loads((drawing.folder / RESULT).read_text(encoding="utf-8"))["files"]
+    place = drawing.folder.relative_to(out).as_posix()
+    return [
+        {"name": name, "url": quote(f"{place}/{name}")}
+        for name in sorted(names, key=lambda name: not re.match("board|page|book", name))
+    ]

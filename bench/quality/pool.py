@@ -16,7 +16,7 @@ from ...tools import host
 from ...tools.client import Client, WorkflowError, images
 from ...tools.demo import check_server, fill_in
 from ...tools.failure import Failure
-from .graphs import ROWS, TEMPLATE, story_graph
+from .graphs import PAIR_ROWS, ROWS, TEMPLATE, story_graph
 from .jobs import RESULT, Job, write_json
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
@@ -213,7 +213,7 @@ class Maker:
                 self.show(f"{story.title}, {job.row} {data['value']}/{data['max']}")
 
         started = time.monotonic()
-        graph = story_graph(story, ROWS[job.row], job.seed, self.settings)
+        graph = story_graph(story, (ROWS | PAIR_ROWS)[job.row], job.seed, self.settings)
         try:
             outputs = server.run(graph, progress)
         except WorkflowError as error:

@@ -27,6 +27,8 @@ from .schedule import Place
 
 LEAST = 1e-4
 """What is left of the weight of words that are shut out."""
+WHOLE = 1 - 1e-3
+"""A region that nowhere counts less than this is the whole picture, which tells nobody apart."""
 
 Region = Box | Tensor
 """A part of a picture: a box, or a soft mask [height, width], 0..1."""
@@ -130,12 +132,12 @@ def row_factors(
     method: Regions, row: Row, record: Record, own_tokens: int, size: tuple[int, int]
 ) -> tuple[Tensor, Tensor] | None:
     """What the weights of some of a row's tokens are multiplied by, [factors, height * width], and which tokens each
-    factor is for, 1 or 0 [factors, own_tokens]; None where the frame has no region."""
+    factor is for, 1 or 0 [factors, own_tokens]; None where the frame has no region, or only the whole picture."""
     factors, spans, inside = [], [], []
     for name in record.characters[row.frame]:
         region = method.layout.get(name, {}).get(row.frame)
-        if region is not None:
-            mask = at_size(region, *size)
+        mask = None if region is None else at_size(region, *size)
+        if mask is not None and mask.min() < WHOLE:
             inside.append(mask)
             factors.append(1 - method.strength * (1 - mask))
             spans.append(record.subject_columns(row, name))

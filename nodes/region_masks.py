@@ -1,5 +1,7 @@
 import logging
 
+import torch
+import torch.nn.functional as F
 from comfy_api.latest import io
 
 from ..attention.recorder import Recording
@@ -8,6 +10,9 @@ from ..story.layout import character_of
 from ..story.script import Story, listed
 from .attention_view import STORY_ATTENTION
 from .types import CATEGORY, STORY
+
+PIXELS = 8
+"""Of a latent's side, as Stable Diffusion's autoencoders have it."""
 
 
 class OneStoryRegionMasks(io.ComfyNode):
@@ -61,4 +66,10 @@ class OneStoryRegionMasks(io.ComfyNode):
             )
         if name not in masks:
             raise ValueError(f"No frame of the story shows {name}, so that it has no region: take this node out.")
-        return io.NodeOutput(masks[name], latent)
+        return io.NodeOutput(at_picture_size(masks[name], latent["samples"]), latent)
+
+
+def at_picture_size(masks: torch.Tensor, samples: torch.Tensor) -> torch.Tensor:
+    """Masks [frames, height, width] as large as the pictures of most latents, to look at and to paint over."""
+    height, width = samples.shape[-2:]
+    return F.interpolate(masks[:, None], (PIXELS * height, PIXELS * width), mode="bilinear")[:, 0]

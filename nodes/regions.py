@@ -108,7 +108,7 @@ class OneStoryRegions(io.ComfyNode):
 def masks_of(mask: torch.Tensor, name: str, story: Story) -> dict[int, Region]:
     """The mask [masks, height, width] of each frame that shows the character. Raises `ValueError`."""
     frames = len(story.frames)
-    masks = mask[None] if mask.ndim == 2 else mask
+    masks = mask.reshape(-1, *mask.shape[-2:])
     if len(masks) not in (1, frames):
         raise ValueError(
             f"Story Regions has {len(masks)} masks and a story of {frames} frames: wire one, or one for each frame."

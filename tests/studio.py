@@ -13,7 +13,7 @@ import torch
 from conftest import COMFYUI
 from model_files import write_flux
 from onestory.story.script import parse_script
-from onestory.tools import client, host
+from onestory.tools import client, demo, host
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -109,9 +109,10 @@ def png(image: Image.Image) -> bytes:
 def draft(workflow: dict[str, dict], side: int = SIDE, steps: int = 2) -> dict[str, dict]:
     """The workflow, quick to run: small pictures in few steps."""
     for node in workflow.values():
-        for key, value in {"width": side, "height": side, "steps": steps}.items():
+        for key, value in {"width": side, "height": side}.items():
             if key in node["inputs"]:
                 node["inputs"][key] = value
+    demo.set_steps(workflow, steps)
     return workflow
 
 

@@ -90,8 +90,10 @@ def test_every_shipped_workflow_can_be_filled_in_for_the_editor(name):
     loads = any(node["class_type"] == "CheckpointLoaderSimple" for node in twin(name).values())
     filled = demo.fill_in(twin(name), None, {"seed": 77, "steps": 9, "checkpoint": "mine.safetensors"})
     nodes = demo.editor_workflow(WORKFLOWS / f"{name}.json", filled)["nodes"]
-    samplers = [node["widgets_values"] for node in nodes if node["type"] == "KSampler"]
-    assert samplers and all(values[0] == 77 and values[2] == 9 for values in samplers)
+    samplers = [node for node in nodes if node["type"] in demo.SAMPLERS]
+    assert samplers
+    for values in (node["widgets_values"][node["type"] == "KSamplerAdvanced" :] for node in samplers):
+        assert values[0] == 77 and values[2] == 9
     assert loads == (["mine.safetensors"] in [node.get("widgets_values") for node in nodes])
 
 

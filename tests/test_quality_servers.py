@@ -1,5 +1,6 @@
 """`run.py bench quality --server` as its user runs it, on a real server; and Story Metrics there, with CLIP by file."""
 
+import argparse
 import json
 import os
 import re
@@ -17,10 +18,12 @@ import pytest
 import torch
 from conftest import COMFYUI
 from onestory.bench.quality import command as quality
-from onestory.bench.quality import graphs, measures, report
+from onestory.bench.quality import graphs, measures, pair_graphs, report
 from onestory.bench.quality.boards import maker
-from onestory.bench.quality.graphs import ROWS
+from onestory.bench.quality.graphs import PAIR_ROWS, ROWS
 from onestory.bench.quality.jobs import jobs_of, json_of
+from onestory.nodes.attention_view import OneStoryAttentionRecorder
+from onestory.nodes.regions import OneStoryRegions
 from onestory.nodes.reweight import OneStoryNaiveReweight
 from onestory.nodes.self_attention import OneStorySelfAttention
 from onestory.story.files import StoryText, read_stories
@@ -506,9 +509,91 @@ def test_a_row_has_its_nodes_and_no_others(row, kinds):
     assert "OneStoryMetrics" not in values and "SaveImage" not in values
 
 
+PAIR = StoryText(
+    "Pair 1", "[Right] a blue owl\n[Left] a red fox", "[Right] and [Left] at sea\n[Right] and [Left] at home"
+)
+
+
+def pair_graph(row: str, **more) -> dict[str, dict]:
+    given = {"checkpoint": NAME, "size": "128x64", "steps": 8, "eot": "reweight", "dtype": None, "clip-vision": None}
+    return graphs.story_graph(PAIR, PAIR_ROWS[row], 7, given | more)
+
+
+def inputs_of(graph: dict[str, dict], kind: str) -> list[dict]:
+    return [node["inputs"] for node in graph.values() if node["class_type"] == kind]
+
+
+@pytest.mark.parametrize("row", PAIR_ROWS)
+def test_a_story_of_two_has_its_regions_between_model_and_sampler(row):
+    graph = pair_graph(row, set={"OneStoryRegions.end_percent": 0.5})
+    (prompt,), (script,) = inputs_of(graph, "OneStoryPrompt"), inputs_of(graph, "OneStoryScript")
+    assert prompt["identity"] == PAIR_ROWS[row].identity and prompt["mode"] == "separate prompts"
+    assert script["identity"].splitlines() == (
+        ["[Right] a blue owl on the right", "[Left] a red fox on the left"]
+        if row == "sides"
+        else PAIR.identity.splitlines()
+    )
+    regions = inputs_of(graph, "OneStoryRegions")
+    assert [each["layout"] != "" for each in regions] == {"text": [True], "": []}.get(
+        PAIR_ROWS[row].regions, [False, False]
+    )
+    assert all(each["strength"] == PAIR_ROWS[row].strength and each["end_percent"] == 0.5 for each in regions)
+    last = next(key for key, node in graph.items() if node["class_type"] == "VAEDecode")
+    sampler = graph[graph[last]["inputs"]["samples"][0]]["inputs"]
+    patches, key = [], sampler["model"][0]
+    while graph[key]["class_type"] != "CheckpointLoaderSimple":
+        patches.append(key)
+        key = graph[key]["inputs"]["model"][0]
+    assert [graph[key]["class_type"] for key in patches] == ["OneStoryRegions"] * len(regions)
+
+
+def test_regions_from_attention_go_on_where_the_recorded_sampler_stopped():
+    graph = pair_graph("attention")
+    first, second = sorted(inputs_of(graph, "KSamplerAdvanced"), key=lambda each: each["start_at_step"])
+    assert first["model"] == ["recorder", 0] and second["model"] == ["regions Right", 0]
+    assert (first["end_at_step"], second["start_at_step"]) == (2, 2) and first["steps"] == second["steps"] == 8
+    assert (first["add_noise"], first["return_with_leftover_noise"]) == ("enable", "enable")
+    assert (second["add_noise"], second["return_with_leftover_noise"]) == ("disable", "disable")
+    assert first["noise_seed"] == second["noise_seed"] == 7 and first["positive"] == second["positive"]
+    masks = {each["character"]: each for each in inputs_of(graph, "OneStoryRegionMasks")}
+    assert masks.keys() == {"Left", "Right"}
+    assert all(each["latent"] == ["first sampler", 0] for each in masks.values())
+    assert second["latent_image"] == ["mask Right", 1] and inputs_of(graph, "KSampler") == []
+
+
+def test_masks_stand_at_the_characters_sides():
+    graph = pair_graph("masks")
+    for name, left in (("Left", 5), ("Right", 67)):
+        where = graph[f"mask {name}"]["inputs"]
+        box = graph[f"mask {name} box"]["inputs"]
+        assert (where["x"], where["y"]) == (left, 19) and 55 <= box["width"] <= 57 and box["height"] == 45
+        (regions,) = (each for each in inputs_of(graph, "OneStoryRegions") if each["character"] == name)
+        assert regions["mask"] == [f"mask {name}", 0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--pairs", "--rows", "svr"], "--rows svr is not for --pairs: choose of plain, sides,"),
+        (["--rows", "masks"], "--rows masks is for --pairs: choose of different, separate,"),
+        (["--pairs", "--checkpoint", "mine"], "--pairs has the Story World's own stories: leave --server"),
+    ],
+)
+def test_stories_of_two_have_rows_of_their_own(arguments, sentence):
+    parser = argparse.ArgumentParser()
+    quality.add_arguments(parser)
+    with pytest.raises(Failure, match=sentence):
+        quality.run(parser.parse_args(arguments))
+
+
 @pytest.mark.parametrize(
     ("node", "given"),
-    [(OneStoryNaiveReweight, graphs.NAIVE), (OneStorySelfAttention, graphs.SELF_ATTENTION)],
+    [
+        (OneStoryNaiveReweight, graphs.NAIVE),
+        (OneStorySelfAttention, graphs.SELF_ATTENTION),
+        (OneStoryRegions, pair_graphs.REGIONS),
+        (OneStoryAttentionRecorder, pair_graphs.RECORDER),
+    ],
 )
 def test_rows_use_the_nodes_defaults(node, given):
     defaults = {i.id: i.default for i in node.define_schema().inputs if hasattr(i, "default")}

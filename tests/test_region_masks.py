@@ -45,7 +45,7 @@ def test_the_maps_of_a_character_are_the_attention_on_its_words(sd, negative):
     samples = {"samples": random([3, 4, 8, 5])}
     for name in ("Mia", "otto"):
         masks, out = OneStoryRegionMasks.execute(attention, TALE, samples, name, 1).result
-        assert masks.shape == (3, 8, 5) and masks.min() >= 0 and masks.max() == 1 and out is samples
+        assert masks.shape == (3, 64, 40) and masks.min() >= 0 and masks.max() == 1 and out is samples
     with pytest.raises(ValueError, match="has a story of 1 frames, and the recorded sampler drew another one of 3"):
         OneStoryRegionMasks.execute(attention, story("a fox", "runs"), samples, "", 1)
 

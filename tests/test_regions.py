@@ -151,6 +151,18 @@ def test_masks_of_any_size_soft_and_one_for_each_frame(sd, frames, negative, lat
     assert scaled_error(got, want) < 1e-4
     one = run(regional(sd.model, "", mask=masks[:1], character="Mia"), frames, negative, latent)
     assert scaled_error(one[0], got[0]) < 1e-4 and scaled_error(one[1], got[1]) > 1e-4
+    with_channel = run(regional(sd.model, "", mask=masks[:, None], character="Mia"), frames, negative, latent)
+    assert torch.equal(with_channel, got)
+
+
+def test_the_whole_picture_is_no_region(sd, frames, negative, latent):
+    """So where Regions from Attention finds no place, a frame is drawn as without; end-of-text tokens count there."""
+    plain = run(sd.model, frames, negative, latent)
+    assert torch.equal(run(regional(sd.model, "Mia: all\nOtto: all"), frames, negative, latent), plain)
+    masks = torch.ones(4, 24, 24)
+    masks[3, :, 12:] = 0
+    got = run(regional(sd.model, "", mask=masks, character="Mia"), frames, negative, latent)
+    assert scaled_error(got[:3], plain[:3]) < 1e-4 and scaled_error(got[3], plain[3]) > 1e-3
 
 
 def test_the_bias_adds_to_ipcas_in_any_order_of_the_nodes(sd, frames, negative, latent):

@@ -10,9 +10,12 @@ import pytest
 import torch
 from comfy.sd1_clip import SDTokenizer
 from conftest import COMFYUI
-from onestory.bench.quality.world_measures import frechet, interval, measures
+from onestory.bench.quality.pair_graphs import LAYOUT, with_sides
+from onestory.bench.quality.world_measures import frechet, interval, measures, pair_measures
 from onestory.bench.quality.world_probe import READ, ProbeStage, accuracies, pictures_and_attributes, read
-from onestory.bench.quality.world_stories import world_stories
+from onestory.bench.quality.world_stories import pair_stories, world_stories
+from onestory.story.layout import parse_layout
+from onestory.story.script import parse_script
 from onestory.tools import host
 from onestory.tools.failure import Failure
 from onestory.world import asset
@@ -467,6 +470,52 @@ def test_stories_are_told_in_the_worlds_words():
         assert "species" in story.identity and len(story.identity) < len(IDENTITY)
         said = {name: VALUES[name][value] for name, value in story.identity.items()}
         assert "accent" not in said or said["accent"] != said.get("colour")
+
+
+def test_stories_of_two_tell_them_apart_in_everything_and_put_either_first():
+    stories = pair_stories(60)
+    assert stories == pair_stories(60) and len({story.text for story in stories}) == 60
+    first = set()
+    for story in stories:
+        left, right = story.sides.values()
+        assert left.keys() == right.keys() >= {"species", "colour"}
+        assert all(left[name] != right[name] for name in left)
+        script = parse_script(story.text.identity, story.text.frames)
+        assert script.warnings == () and len(script.frames) == len(story.frames) == 2
+        assert {name: len(boxes) for name, boxes in parse_layout(LAYOUT, script).items()} == {"Left": 2, "Right": 2}
+        first.add(script.characters[0].name)
+        for side, look in story.sides.items():
+            own = next(c.description for c in script.characters if c.name == side)
+            assert all(VALUES[name][value] in own for name, value in look.items())
+        told = parse_script(with_sides(story.text.identity), story.text.frames)
+        assert all(c.description.endswith(f" on the {c.name.lower()}") for c in told.characters)
+        assert all(len(painter.tokens(f"{frame.identity} {frame.prompt}")) == 77 for frame in told.frames)
+    assert first == {"Left", "Right"}
+
+
+def pair_readings(story, left, right, scenes=None, company="pair") -> dict[str, torch.Tensor]:
+    """What a perfect probe reads in frames that show `left` and `right`."""
+    count = len(story.frames)
+    seen = {name: [0] * count for name in READ}
+    seen |= {"company": [VALUES["company"].index(company)] * count}
+    seen |= {"scene": scenes or [frame["scene"] for frame in story.frames]}
+    for prefix, look in (("", left), ("other_", right)):
+        seen |= {prefix + name: [value] * count for name, value in look.items()}
+    return {name: torch.eye(len(values))[torch.tensor(seen[name])] for name, values in READ.items()}
+
+
+def test_measures_of_two_tell_right_from_swapped_and_blended():
+    story = next(story for story in pair_stories(20, seed=3) if len(story.sides["Left"]) == 3)
+    left, right = story.sides.values()
+    found = pair_measures(story, pair_readings(story, left, right))
+    assert found == {"place": 1, "swapped": 0, "whichever": 1, "species": 1, "two": 1, "scene": 1, "readable": 1}
+    found = pair_measures(story, pair_readings(story, right, left))
+    assert (found["place"], found["swapped"], found["whichever"], found["species"]) == (0, 1, 1, 0)
+    twins = pair_measures(story, pair_readings(story, left, left, company="twin"))
+    assert (twins["place"], twins["swapped"], twins["whichever"], twins["two"]) == (0.5, 0.5, 0.5, 0)
+    blend = {**left, "colour": right["colour"]}
+    found = pair_measures(story, pair_readings(story, blend, right, scenes=[story.frames[0]["scene"]] * 2))
+    assert found["place"] == pytest.approx(5 / 6) and found["species"] == 1 and found["scene"] == 0.5
 
 
 class ShortProbe(ProbeStage):

@@ -44,6 +44,7 @@ LOG = host.HOST / "comfyui.log"
 
 # The width of the text tokens that a checkpoint's U-Net takes, and the size of the pictures it was trained on.
 TRAINED_SIZES = {768: 512, 1024: 768, 2048: 1024, 1280: 1024}
+SAMPLERS = ("KSampler", "KSamplerAdvanced")
 AFTER_GENERATE = ("fixed", "increment", "decrement", "randomize")
 """Values of the widget that the editor puts after a seed's."""
 CROSS_ATTENTION = re.compile(r"model\.diffusion_model\..*\.attn2\.to_k\.weight")
@@ -237,13 +238,14 @@ def fill_in(workflow: Workflow, story: StoryText | None, settings: dict) -> Work
     wanted = {
         "OneStoryScript": {"identity": story and story.identity, "frames": story and story.frames},
         "CheckpointLoaderSimple": {"ckpt_name": settings.get("checkpoint")},
-        "KSampler": {"steps": settings.get("steps")},
         "OneStoryLatent": {"width": width, "height": height},
         "CLIPTextEncode": {"text": settings.get("negative")},
         "OneStoryBoard": {"page_width": settings.get("page_width")},
     }
     for kind, inputs in wanted.items():
         set_inputs(workflow, kind, {name: value for name, value in inputs.items() if value is not None})
+    if settings.get("steps") is not None:
+        set_steps(workflow, settings["steps"])
     if settings.get("seed") is not None:
         holder, name = seed_of(workflow)
         holder[name] = settings["seed"]
@@ -257,12 +259,24 @@ def set_inputs(workflow: Workflow, kind: str, inputs: dict[str, Any]) -> None:
             node["inputs"].update(inputs)
 
 
+def set_steps(workflow: Workflow, steps: int) -> None:
+    """Give every sampler so many steps; one that does a part of them does the same part, of one step at least."""
+    for node in workflow.values():
+        inputs = node["inputs"]
+        if "steps" in inputs:
+            for name in {"start_at_step", "end_at_step"} & inputs.keys():
+                if 0 < inputs[name] < inputs["steps"]:
+                    inputs[name] = max(1, round(inputs[name] / inputs["steps"] * steps))
+            inputs["steps"] = steps
+
+
 def seed_of(workflow: Workflow) -> tuple[dict, str]:
     """The inputs that hold the workflow's one seed and its name there: a sampler's, or those of a node wired to it."""
-    sampler = next(node for node in workflow.values() if node["class_type"] == "KSampler")["inputs"]
-    if isinstance(sampler["seed"], list):
-        return workflow[sampler["seed"][0]]["inputs"], "value"
-    return sampler, "seed"
+    sampler = next(node["inputs"] for node in workflow.values() if node["class_type"] in SAMPLERS)
+    name = "seed" if "seed" in sampler else "noise_seed"
+    if isinstance(sampler[name], list):
+        return workflow[sampler[name][0]]["inputs"], "value"
+    return sampler, name
 
 
 def editor_workflow(path: Path, workflow: Workflow) -> dict:
@@ -320,7 +334,7 @@ class ProgressBar:
 
     def __init__(self, workflow: Workflow, clock: Callable[[], float] = time.monotonic):
         self.titles = {key: node.get("_meta", {}).get("title", node["class_type"]) for key, node in workflow.items()}
-        self.left = {key: node["inputs"]["steps"] for key, node in workflow.items() if node["class_type"] == "KSampler"}
+        self.left = {key: part_of(node["inputs"]) for key, node in workflow.items() if node["class_type"] in SAMPLERS}
         self.clock = clock
         self.first: dict[str, tuple[float, int]] = {}
         self.told = False
@@ -346,6 +360,11 @@ class ProgressBar:
         now = self.clock()
         began, before = self.first.setdefault(node, (now, value))
         return (now - began) / (value - before) * sum(self.left.values()) if value > before else None
+
+
+def part_of(sampler: dict) -> int:
+    """How many of its steps a sampler takes."""
+    return min(sampler.get("end_at_step", sampler["steps"]), sampler["steps"]) - sampler.get("start_at_step", 0)
 
 
 def duration(seconds: float) -> str:

@@ -19,6 +19,7 @@ import safetensors.numpy
 
 from . import host
 from .client import Client, Workflow, images
+from .demo import set_steps
 from .failure import Failure
 
 VERSIONS = host.HOST / "versions"
@@ -33,7 +34,7 @@ MARKS = ("<!-- matrix -->\n", "<!-- /matrix -->\n")
 TOLERANCE = 1e-3
 
 SAMPLERS = ("KSampler", "KSamplerAdvanced", "SamplerCustom", "SamplerCustomAdvanced")
-SMALL = {"width": 64, "height": 64, "steps": 2}
+SIDE, STEPS = 64, 2
 
 # The models that the shipped workflows name, as the tests write them.
 WRITE_MODELS = """
@@ -166,7 +167,8 @@ def draw(client: Client, path: Path, info: dict) -> dict:
 def draft(workflow: Workflow, name: str) -> Workflow:
     """The workflow at small size, with a Save Latent after every sampler."""
     for node in workflow.values():
-        node["inputs"].update({name: value for name, value in SMALL.items() if name in node["inputs"]})
+        node["inputs"].update({name: SIDE for name in ("width", "height") if name in node["inputs"]})
+    set_steps(workflow, STEPS)
     samplers = [key for key, node in workflow.items() if node["class_type"] in SAMPLERS]
     for key in samplers:
         inputs = {"samples": [key, 0], "filename_prefix": f"{name} {key}"}

@@ -79,6 +79,11 @@ STORIES = {
         "[Pip] and [Odile] in the forest\n[Pip] in the snow\n[Odile] reading a book in the library\n"
         "[Pip] and [Odile] on the beach",
     ),
+    "Two Characters, Found and Kept": Picture(
+        "[Pip] a red fox with a scarf\n[Odile] a purple owl with a crown",
+        "[Pip] and [Odile] in the forest\n[Pip] in the snow\n[Pip] and [Odile] on the beach\n"
+        "[Pip] and [Odile] in the city",
+    ),
     "Long Story in Runs": Picture(
         "a striped green frog with a top hat",
         "in a meadow\nin the forest\nin the city\non the beach\non the moon\nin the desert\n"

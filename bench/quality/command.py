@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from ...tools.demo import size, whole
+from ...tools.failure import Failure
 from . import servers, story_world
-from .graphs import ROWS, settable
+from .graphs import PAIR_ROWS, ROWS, settable
 
 EPILOG = """\
 CLIP-T and CLIP-I are measured on this machine with the model in --clip, a folder as transformers' save_pretrained
@@ -35,7 +36,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--checkpoint", metavar="NAME", help="the checkpoint's name on the servers")
     parser.add_argument("--stories", metavar="FILE", type=Path, help="the stories: see docs/story-files.md")
-    parser.add_argument("--rows", metavar="ROW", nargs="+", choices=ROWS, help=f"of {', '.join(ROWS)}")
+    parser.add_argument(
+        "--rows",
+        metavar="ROW",
+        nargs="+",
+        choices=ROWS | PAIR_ROWS,
+        help=f"of {', '.join(ROWS)}; with --pairs {', '.join(PAIR_ROWS)}",
+    )
+    parser.add_argument(
+        "--pairs",
+        action="store_true",
+        help="the Story World's stories of two characters in each frame: whether each is where its region says, and "
+        "what its words say",
+    )
     parser.add_argument(
         "--seeds", metavar="N", nargs="+", type=whole(0, 2**64 - 1), help="default: 42; without --server 1 2 3"
     )
@@ -101,4 +114,11 @@ def change(text: str) -> tuple[str, Any]:
 
 def run(args: argparse.Namespace) -> int:
     """Measure a file's stories on servers, or without these the Story World's on ComfyUIs of its own."""
-    return servers.run(args) if args.server or args.checkpoint or args.stories else story_world.run(args)
+    own = not (args.server or args.checkpoint or args.stories)
+    if args.pairs and not own:
+        raise Failure("--pairs has the Story World's own stories: leave --server, --checkpoint and --stories out.")
+    fitting = PAIR_ROWS if args.pairs else ROWS
+    for row in args.rows or ():
+        if row not in fitting:
+            raise Failure(f"--rows {row} is {'not ' if args.pairs else ''}for --pairs: choose of {', '.join(fitting)}.")
+    return story_world.run(args) if own else servers.run(args)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from ...story.files import StoryText
 from ...tools.demo import fill_in, set_inputs
+from .pair_graphs import add_regions, draw_in_two, node, with_sides
 
 TEMPLATE = Path(__file__).resolve().parents[2] / "workflows" / "api" / "One Prompt One Story.json"
 BOARD_WIDTH, FRAME_WIDTH = 1600, 320
@@ -28,7 +29,9 @@ SELF_ATTENTION = {
 class Row(NamedTuple):
     """One way: how the prompt is made, what reweights it ("", "naive" or SVR's variant), and the model's patches.
 
-    `ipca` is its strength, 0 for none; `self_attention` its variant, "" for none.
+    `ipca` is its strength, 0 for none; `self_attention` its variant, "" for none. `identity` is Story Prompt's, and the
+    rest is for stories of two characters: whether words say their sides, where their regions come from ("" for none,
+    "text", "masks" or "attention"), and Story Regions' strength.
     """
 
     title: str
@@ -37,6 +40,10 @@ class Row(NamedTuple):
     ipca: float = 0.0
     self_attention: str = ""
     noise: str = "same"
+    identity: str = "together"
+    sides: bool = False
+    regions: str = ""
+    strength: float = 1.0
 
 
 SEPARATE = "separate prompts"
@@ -54,6 +61,17 @@ ROWS = {
     "tiles": Row("separate prompts + self-attention (tiles)", SEPARATE, self_attention="tiles"),
     "all": Row("SVR + IPCA + self-attention", reweight="released", ipca=1.0, self_attention="anchors"),
 }
+PAIR_ROWS = {
+    "plain": Row("no regions", SEPARATE),
+    "sides": Row("no regions, sides in words", SEPARATE, sides=True),
+    "alone": Row("no regions, own words", SEPARATE, identity="each alone"),
+    "regions": Row("regions", SEPARATE, regions="text"),
+    "regions-half": Row("regions 0.5, own words", SEPARATE, identity="each alone", regions="text", strength=0.5),
+    "regions-alone": Row("regions, own words", SEPARATE, identity="each alone", regions="text"),
+    "masks": Row("masks, own words", SEPARATE, identity="each alone", regions="masks"),
+    "attention": Row("regions from attention, own words", SEPARATE, identity="each alone", regions="attention"),
+}
+"""The ways to draw stories of two characters, each at its side."""
 USUAL = ("separate", "consolidated", "naive", "svr", "ipca", "all")
 """The rows that are made unless others are asked for."""
 
@@ -63,9 +81,11 @@ SETTABLE = (
     "OneStorySVR",
     "OneStoryIPCA",
     "OneStorySelfAttention",
+    "OneStoryRegions",
+    "OneStoryRegionMasks",
     "KSampler",
 )
-DECIDED = ("mode", "variant", "strength", "eot", "seed", "steps", "denoise")
+DECIDED = ("mode", "identity", "variant", "strength", "eot", "seed", "steps", "denoise", "layout", "character")
 """Inputs of these that the rows or options of their own decide."""
 
 
@@ -96,7 +116,9 @@ def story_graph(story: StoryText, row: Row, seed: int, settings: dict[str, Any])
         return graph[ids[kind]]["inputs"]
 
     prompt, svr, ipca = (ids[kind] for kind in ("OneStoryPrompt", "OneStorySVR", "OneStoryIPCA"))
-    inputs("OneStoryPrompt")["mode"] = row.mode
+    inputs("OneStoryPrompt").update(mode=row.mode, identity=row.identity)
+    if row.sides:
+        inputs("OneStoryScript")["identity"] = with_sides(story.identity)
     inputs("OneStoryLatent")["noise"] = row.noise
     inputs("OneStoryIPCA")["strength"] = row.ipca
     if row.reweight in ("released", "paper"):
@@ -116,6 +138,8 @@ def story_graph(story: StoryText, row: Row, seed: int, settings: dict[str, Any])
             "OneStorySelfAttention", model=[model, 0], **{**SELF_ATTENTION, "variant": row.self_attention}
         )
         model = "self-attention"
+    if row.regions:
+        model = add_regions(graph, row, model, ids, (width, height), settings["steps"])
     inputs("KSampler")["model"] = [model, 0]
     frames = len(story.frames.splitlines())
     inputs("OneStoryBoard").update(layout="strip", page_width=min(BOARD_WIDTH, FRAME_WIDTH * frames))
@@ -131,13 +155,15 @@ def story_graph(story: StoryText, row: Row, seed: int, settings: dict[str, Any])
     for change, value in (settings.get("set") or {}).items():
         kind, _, name = change.partition(".")
         set_inputs(graph, kind, {name: value})
+    if row.regions == "attention":
+        draw_in_two(graph, ids["KSampler"], settings["steps"])
     return graph
 
 
 def settable() -> dict[str, Any]:
     """The inputs that may differ from the rows' values, as "Node.input", and these values."""
     settings = {"checkpoint": "", "size": "64x64", "steps": 1, "eot": "reweight", "dtype": None, "clip-vision": None}
-    graphs = [story_graph(StoryText("", "", ""), row, 0, settings) for row in ROWS.values()]
+    graphs = [story_graph(StoryText("", "", ""), row, 0, settings) for row in (ROWS | PAIR_ROWS).values()]
     return {
         f"{kind}.{name}": value
         for kind in SETTABLE
@@ -147,7 +173,3 @@ def settable() -> dict[str, Any]:
         for name, value in each["inputs"].items()
         if not isinstance(value, list) and name not in DECIDED
     }
-
-
-def node(class_type: str, **inputs: Any) -> dict[str, Any]:
-    return {"class_type": class_type, "inputs": inputs}

@@ -11,7 +11,7 @@ from ...story.files import StoryText
 from ...tools import host
 from ...tools.demo import slug
 from ...tools.results import RESULT
-from .graphs import ROWS, TEMPLATE
+from .graphs import PAIR_ROWS, ROWS, TEMPLATE
 
 DIGESTS = {"texts": "other story texts", "workflow": "another shipped workflow", "weights": "another Story World asset"}
 
@@ -64,7 +64,7 @@ def jobs_of(out: Path, stories: Sequence[StoryText], rows: Sequence[str], seeds:
         Job(i, row, seed, out / f"{i:03}_{slug(story.title)}" / f"{row}-{seed}")
         for i, story in enumerate(stories)
         for seed in dict.fromkeys(seeds)
-        for row in ROWS
+        for row in ROWS | PAIR_ROWS
         if row in rows
     ]
 

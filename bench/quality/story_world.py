@@ -19,7 +19,7 @@ from ...tools.demo import WORLD
 from ...tools.failure import Failure
 from ...tools.results import keep_settings
 from .boards import make
-from .graphs import ROWS
+from .graphs import PAIR_ROWS, ROWS
 from .jobs import DIGESTS, Job, jobs_of, settings_of, without_digests
 from .world_plot import plot
 
@@ -35,10 +35,12 @@ def run(args: argparse.Namespace) -> int:
     this = host.set_up()
     checkpoint = host.world_checkpoint(this)
     count = args.limit or STORIES
-    stories = world_stories(this, max(count, STORIES))
-    rows = tuple(ROWS) if args.rows is None else tuple(args.rows)
+    kind = "pairs" if args.pairs else "stories"
+    stories = world_stories(this, max(count, STORIES), kind)
+    ways = PAIR_ROWS if args.pairs else ROWS
+    rows = tuple(ways) if args.rows is None else tuple(args.rows)
     seeds = args.seeds or list(SEEDS)
-    out = args.out or host.ROOT / "out" / "quality_story_world"
+    out = args.out or host.ROOT / "out" / f"quality_story_world{'_pairs' if args.pairs else ''}"
     args.dtype = args.dtype or number_format(this, out)
     settings = {
         "weights": host.digest(host.WORLD),
@@ -59,8 +61,9 @@ def run(args: argparse.Namespace) -> int:
         raise Failure(next(iter(errors.values())))
     task = {
         "settings": {**without_digests(settings), "seeds": seeds},
+        "kind": kind,
         "count": count,
-        "rows": {name: ROWS[name].title for name in rows},
+        "rows": {name: ways[name].title for name in rows},
         "boards": [[job.story, job.row, str(job.folder)] for job in made],
         "held_out": HELD_OUT,
         "out": str(out),
@@ -69,7 +72,8 @@ def run(args: argparse.Namespace) -> int:
     done = subprocess.run([this.python, SCRIPT, "measure"], input=json.dumps(task), text=True)
     if done.returncode:
         raise Failure("The pictures could not be measured: see the message above.")
-    plot(json.loads((out / "results.json").read_text(encoding="utf-8")), out / "table.png")
+    axes = ("scene", "place") if args.pairs else ("fidelity", "agreement")
+    plot(json.loads((out / "results.json").read_text(encoding="utf-8")), out / "table.png", *axes)
     host.say("\n".join(str(out / name) for name in REPORT))
     return 1 if errors else 0
 
@@ -106,9 +110,9 @@ def number_format(this: host.Host, out: Path) -> str | None:
     return done.stdout.strip()
 
 
-def world_stories(this: host.Host, count: int) -> list[StoryText]:
-    """The first stories of the Story World, which needs torch and so the host's Python."""
-    done = subprocess.run([this.python, SCRIPT, "stories", str(count)], capture_output=True, text=True)
+def world_stories(this: host.Host, count: int, kind: str = "stories") -> list[StoryText]:
+    """The first stories of the Story World, or its "pairs", which needs torch and so the host's Python."""
+    done = subprocess.run([this.python, SCRIPT, kind, str(count)], capture_output=True, text=True)
     if done.returncode:
         raise Failure(f"The stories could not be written:\n{host.tail(done.stderr)}")
     return [StoryText(*story) for story in json.loads(done.stdout)]

@@ -7,8 +7,9 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from ...world.drawing.attributes import FRAME, IDENTITY, VALUES
-from .world_stories import WorldStory
+from ...world.drawing.attributes import FRAME, IDENTITY, PAIR, VALUES
+from .pair_graphs import LEFT, RIGHT
+from .world_stories import PairStory, WorldStory
 
 CONFIDENT = 0.8
 SAMPLES = 2000
@@ -49,6 +50,38 @@ def measures(story: WorldStory, found: dict[str, Tensor]) -> dict[str, float | N
         "agreement": fmean(equal.values()),
         "apart": fmean(values[name][i] == values[name][j] for name in IDENTITY for i, j in apart) if apart else None,
         "open": fmean(equal[name] for name in IDENTITY if name not in story.identity),
+        "readable": sure.float().mean().item(),
+    }
+
+
+def pair_measures(story: PairStory, found: dict[str, Tensor]) -> dict[str, float | None]:
+    """The same of a story of two characters, one on each side of every frame.
+
+    `place`: the share of what is said of each character that is seen at its side; `swapped`: that is seen at the
+    other's; `whichever`: the larger of the two in each frame, for ways that leave the sides to the model. `species`:
+    the share of characters of the right species at their side. `two`: the share of frames that show two different
+    characters; `scene` and `readable` (of what is said) as above.
+    """
+    values = {name: probabilities.argmax(-1).tolist() for name, probabilities in found.items()}
+    left, right = story.sides[LEFT], story.sides[RIGHT]
+
+    def share(one: dict[str, int], other: dict[str, int], j: int, names: Sequence[str]) -> float:
+        """What is said of `one` and seen on the left, and of `other` on the right."""
+        return fmean(
+            (values[name][j] == one[name]) / 2 + (values[f"other_{name}"][j] == other[name]) / 2 for name in names
+        )
+
+    frames, said = range(len(story.frames)), [*left]
+    here = [share(left, right, j, said) for j in frames]
+    there = [share(right, left, j, said) for j in frames]
+    sure = torch.stack([found[side + name].max(-1).values > CONFIDENT for name in said for side in ("", "other_")])
+    return {
+        "place": fmean(here),
+        "swapped": fmean(there),
+        "whichever": fmean(map(max, here, there)),
+        "species": fmean(share(left, right, j, ["species"]) for j in frames),
+        "two": fmean(values["company"][j] == PAIR for j in frames),
+        "scene": fmean(values["scene"][j] == frame["scene"] for j, frame in enumerate(story.frames)),
         "readable": sure.float().mean().item(),
     }
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from ...story.files import StoryText
 from ...world.drawing.attributes import FRAME, IDENTITY, MOON, SAME, VALUES, WHITE
 from ...world.drawing.captions import Picture, frame_prompt, identity_prompt
+from .pair_graphs import LEFT, RIGHT
 
 FRAMES = 5
 SAID = ("activity", "scene", "time")
@@ -13,6 +14,9 @@ MENTIONED = ("colour", "pattern", "headwear", "neckwear", "eyes", "accent")
 """Identity attributes that a story may say or leave open; it always says the species."""
 OPEN = 4
 """How many of them every story leaves open."""
+
+
+PAIR_FRAMES = 2
 
 
 class WorldStory(NamedTuple):
@@ -44,6 +48,40 @@ def one_story(rng: random.Random, number: int) -> WorldStory:
     lines = "\n".join(frame_prompt(frame, set(SAID)) for frame in frames)
     text = StoryText(f"Story {number}", identity_prompt(look, said), lines)
     return WorldStory(text, {name: look[name] for name in said_of(look, said)}, tuple(frames))
+
+
+class PairStory(NamedTuple):
+    """A story of two characters, both in every frame: its text, what it says of each by side, each frame's scene."""
+
+    text: StoryText
+    sides: dict[str, dict[str, int]]
+    frames: tuple[dict[str, int], ...]
+
+
+def pair_stories(count: int, seed: int = 0) -> list[PairStory]:
+    """`count` stories of two frames in two scenes; the same for the same seed.
+
+    The two differ in species, colour and all else that is said of them; either may be described first.
+    """
+    rng = random.Random(seed)
+    return [one_pair(rng, number) for number in range(1, count + 1)]
+
+
+def one_pair(rng: random.Random, number: int) -> PairStory:
+    values = {name: rng.sample(range(len(VALUES[name])), 2) for name in ("species", "colour")}
+    values["headwear"] = rng.sample(range(1, len(VALUES["headwear"])), 2)
+    said = ("species", "colour", rng.choice(("none", "headwear")))
+    described = {}
+    for n, side in enumerate((LEFT, RIGHT)):
+        described[side] = {name: values[name][n] for name in said if name in values}
+    names = [LEFT, RIGHT]
+    rng.shuffle(names)
+    lines = [f"[{name}] {identity_prompt(described[name], {*described[name]})}" for name in names]
+    scenes = rng.sample(range(len(FRAME["scene"])), PAIR_FRAMES)
+    frames = tuple({"scene": scene} for scene in scenes)
+    both = " and ".join(f"[{name}]" for name in names)
+    text = "\n".join(f"{both} {frame_prompt(frame, {'scene'})}" for frame in frames)
+    return PairStory(StoryText(f"Pair {number}", "\n".join(lines), text), described, frames)
 
 
 def said_of(look: Picture, said: set[str]) -> list[str]:

@@ -1,6 +1,7 @@
 """The Story World's stories, and the table of what their frames show. Runs in ComfyUI's Python.
 
 python world_table.py stories COUNT       prints the stories' texts as JSON
+python world_table.py pairs COUNT         the same of the stories of two characters
 python world_table.py fastest             prints the number format that computes fastest on this CPU: bf16 or fp32
 python world_table.py measure < TASK      measures the boards that `run.py bench quality` made
 """
@@ -10,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,9 +19,9 @@ from PIL import Image
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
-from onestory.bench.quality.world_measures import frechet, interval, measures  # noqa: E402
+from onestory.bench.quality.world_measures import frechet, interval, measures, pair_measures  # noqa: E402
 from onestory.bench.quality.world_probe import held_out, read, trained  # noqa: E402
-from onestory.bench.quality.world_stories import WorldStory, world_stories  # noqa: E402
+from onestory.bench.quality.world_stories import PairStory, WorldStory, pair_stories, world_stories  # noqa: E402
 from onestory.world.train import precision  # noqa: E402
 
 COLUMNS = {
@@ -33,7 +34,30 @@ COLUMNS = {
     "open": "of it left open ↑",
     "readable": "readable ↑",
 }
+PAIR_COLUMNS = {
+    "place": "as said, at its side ↑",
+    "swapped": "at the other's side ↓",
+    "whichever": "as said, whichever side ↑",
+    "species": "species at its side ↑",
+    "two": "two different ↑",
+    "scene": "scenes ↑",
+    "readable": "readable ↑",
+}
 ENOUGH = 0.97
+
+
+class Kind(NamedTuple):
+    """A kind of stories: how they are made and measured, and the table's columns."""
+
+    stories: Callable[[int], list[Any]]
+    measures: Callable[[Any, dict[str, torch.Tensor]], dict[str, float | None]]
+    columns: dict[str, str]
+
+
+KINDS = {
+    "stories": Kind(world_stories, measures, COLUMNS),
+    "pairs": Kind(pair_stories, pair_measures, PAIR_COLUMNS),
+}
 
 
 def pictures(folder: Path) -> torch.Tensor:
@@ -43,9 +67,10 @@ def pictures(folder: Path) -> torch.Tensor:
 
 
 def table_of(
-    task: dict[str, Any], stories: list[WorldStory], probe: torch.nn.Module, real: torch.Tensor
+    task: dict[str, Any], stories: list[WorldStory | PairStory], probe: torch.nn.Module, real: torch.Tensor
 ) -> Iterator[dict[str, Any]]:
     """For each row its measures: mean and interval over stories of the means over seeds, and the Frechet distance."""
+    measure_of = KINDS[task["kind"]].measures
     for row, title in task["rows"].items():
         by_story: dict[int, list[dict[str, float | None]]] = {}
         features = []
@@ -53,7 +78,7 @@ def table_of(
             if name == row:
                 some, found = read(probe, pictures(Path(folder)))  # type: ignore[arg-type]
                 features.append(some)
-                by_story.setdefault(story, []).append(measures(stories[story], found))
+                by_story.setdefault(story, []).append(measure_of(stories[story], found))
         if not by_story:
             continue
         values = {
@@ -80,12 +105,13 @@ def means_of(key: str, by_story: dict[int, list[dict[str, float | None]]]) -> It
 
 def markdown(found: dict[str, Any]) -> str:
     """The table, with the half width of the 95% intervals."""
-    head = ["", *COLUMNS.values(), "Frechet ↓"]
+    columns = found["columns"]
+    head = ["", *columns.values(), "Frechet ↓"]
     lines = [head, ["---"] * len(head)]
     for row in found["rows"]:
         cells = [
             f"{value[0]:.3f} ± {(value[2] - value[1]) / 2:.3f}" if value else "–"
-            for value in map(row["values"].get, COLUMNS)
+            for value in map(row["values"].get, columns)
         ]
         lines.append([row["title"], *cells, "–" if row["frechet"] is None else f"{row['frechet']:.1f}"])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -93,31 +119,41 @@ def markdown(found: dict[str, Any]) -> str:
 
 def measure() -> None:
     task = json.load(sys.stdin)
+    kind = KINDS[task["kind"]]
     probe = trained(Path(task["folder"]))
     count = task["held_out"]
     accuracy, real = held_out(probe, count)
-    found: dict[str, Any] = {"settings": task["settings"], "probe": accuracy, "pictures": count, "columns": COLUMNS}
+    found: dict[str, Any] = {
+        "settings": task["settings"],
+        "probe": accuracy,
+        "pictures": count,
+        "columns": kind.columns,
+    }
     print(f"The probe on {count} rendered pictures that it never saw, share right:", file=sys.stderr)
     print(", ".join(f"{name} {share:.3f}" for name, share in accuracy.items()), file=sys.stderr)
     poor = [name for name, share in accuracy.items() if share < ENOUGH]
     if poor:
         print(f"Below {ENOUGH}: {', '.join(poor)}. Don't trust its reading of these.", file=sys.stderr)
-    found["rows"] = list(table_of(task, world_stories(task["count"]), probe, real))
+    found["rows"] = list(table_of(task, kind.stories(task["count"]), probe, real))
     out = Path(task["out"])
     (out / "results.json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     (out / "table.md").write_text(markdown(found) + "\n", encoding="utf-8")
     print(markdown(found))
 
 
-def stories(count: str) -> None:
-    print(json.dumps([story.text for story in world_stories(int(count))]))
+def stories(count: str, kind: str = "stories") -> None:
+    print(json.dumps([story.text for story in KINDS[kind].stories(int(count))]))
+
+
+def pairs(count: str) -> None:
+    stories(count, "pairs")
 
 
 def fastest() -> None:
     print({torch.bfloat16: "bf16", torch.float32: "fp32"}[precision.fastest("cpu")])
 
 
-COMMANDS: dict[str, Callable[..., None]] = {"stories": stories, "fastest": fastest, "measure": measure}
+COMMANDS: dict[str, Callable[..., None]] = {"stories": stories, "pairs": pairs, "fastest": fastest, "measure": measure}
 
 if __name__ == "__main__":
     COMMANDS[sys.argv[1]](*sys.argv[2:])

@@ -65,7 +65,7 @@ class OneStorySelfAttention(io.ComfyNode):
                     tooltip="The share of another frame's tokens that a frame sees. Raise it when the character "
                     "drifts; lower it when poses become alike, or to save time. 0 is off.",
                 ),
-                *reach_inputs(blocks="up"),
+                *reach_inputs(blocks="late"),
                 io.Combo.Input(
                     "probability",
                     options=["released", "always"],

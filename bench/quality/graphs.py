@@ -17,7 +17,7 @@ SELF_ATTENTION = {
     "anchors": 4,
     "tile": 4,
     "sampling_rate": 0.5,
-    "blocks": "up",
+    "blocks": "late",
     "start_percent": 0.0,
     "end_percent": 1.0,
     "probability": "released",

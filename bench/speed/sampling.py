@@ -10,7 +10,7 @@ from onestory.attention.runtime import patch
 from onestory.attention.self_attention import SelfAttention
 
 IDENTITY = IPCA(1.0, "released", 0.0, parse_blocks("all"), 0.0, 1.0, 0)
-SHARING = SelfAttention("anchors", 4, 4, 0.5, parse_blocks("up"), 0.0, 1.0, "always", 0)
+SHARING = SelfAttention("anchors", 4, 4, 0.5, parse_blocks("late"), 0.0, 1.0, "always", 0)
 METHODS: dict[str, tuple[Method, ...]] = {
     "IPCA": (IDENTITY,),
     "self-attention": (SHARING,),

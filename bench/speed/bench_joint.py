@@ -1,9 +1,9 @@
 """IPCA and consistent self-attention where text and picture are one sequence: steps of SD3's and Flux's transformers.
 
 Three blocks of each, two of which are late ones, as two thirds of the models' own are, and as many tokens of text as
-they read; in full width with --full or on a GPU. The default's six and four heads, each as wide as the model's own, with
-pictures of 256 are what one CPU thread draws often enough in two minutes. There a step's fixed costs weigh more, ours
-among them.
+they read; in full width with --full or on a GPU. The default's six and four heads, each as wide as the model's own,
+with pictures of 256 are what one CPU thread draws often enough in two minutes. There a step's fixed costs weigh more,
+ours among them.
 """
 
 from collections.abc import Callable

@@ -41,10 +41,14 @@ def parse_blocks(text: str) -> Blocks:
 
 
 def thirds(blocks: Sequence[Block]) -> Parts:
-    """A transformer's blocks by depth. A model's first third lays out the picture, so "late" is all after it."""
+    """A transformer's blocks by depth, and as "late" those after the ones that lay out the picture.
+
+    These are its single blocks, as in Flux.1 the last two thirds are; of a model without any all after the first third.
+    """
     n = len(blocks)
     first, second = n // 3, 2 * n // 3
-    return {"down": blocks[:first], "mid": blocks[first:second], "up": blocks[second:], "late": blocks[first:]}
+    late = [block for block in blocks if block[0] == "single"] or blocks[first:]
+    return {"down": blocks[:first], "mid": blocks[first:second], "up": blocks[second:], "late": late}
 
 
 def by_name(blocks: Sequence[Block]) -> Parts:

@@ -5,7 +5,7 @@ from comfy_api.latest import io, ui
 
 from ..pages.prompt_sheet import draw_story
 from ..svr.encoders import name_of
-from ..svr.measures import distances, lines_of, parts_of
+from ..svr.measures import distances, ends_of, lines_of, parts_of
 from ..svr.record import KEY
 from .types import CATEGORY
 
@@ -46,6 +46,6 @@ class OneStoryInspect(io.ComfyNode):
         record.check(embeds, "Inspect Story")
         encoders = [name_of(encoder.name) for encoder in record.encoders]
         lines = lines_of(embeds, record, norms)
-        page = draw_story(parts_of(record), encoders, lines, distances(embeds).numpy())
+        page = draw_story(parts_of(record), encoders, lines, distances(embeds).numpy(), ends_of(record))
         image = torch.from_numpy(page)[None]
         return io.NodeOutput(image, ui=ui.PreviewImage(image, cls=cls))

@@ -266,7 +266,7 @@ def read(clip: CLIP, prompt: Prompt, encoders: Sequence[TextEncoder]) -> tuple[t
     texts = []
     for encoder in encoders:
         tokens = [token if isinstance(token, int) else None for token, _ in prompt.tokens[encoder.key][0]]
-        texts.append(token_texts(tokens[encoder.dropped :], tokenizer_of(clip, encoder).inv_vocab.__getitem__))
+        texts.append(token_texts(tokens[encoder.dropped :], tokenizer_of(clip, encoder).inv_vocab))
     return tuple(texts)
 
 

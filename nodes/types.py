@@ -26,8 +26,9 @@ def reach_inputs(
         io.String.Input(
             "blocks",
             default=blocks,
-            tooltip=f"{where} all, down, mid, up, late (all after the first third of a transformer), a block such as "
-            "output.3 or double.7, a range such as output.3-5, or several joined by +.",
+            tooltip=f"{where} all, down, mid, up, late (a U-Net's up; of a transformer the single blocks, else all "
+            "after its first third), a block such as output.3 or double.7, a range such as output.3-5, or several "
+            "joined by +.",
             advanced=True,
         ),
         io.Float.Input("start_percent", default=0.0, tooltip=f"From where in the sampling it {active}.", **percent),

@@ -5,7 +5,7 @@ from math import ceil, log2
 
 import numpy as np
 
-from ..story.parts import EOT, IDENTITY, Line, Part
+from ..story.parts import EOT, IDENTITY, SOT, Line, Part
 from .board import INK
 from .heat import DISTANCE, GAIN, readable_on, shade
 from .lettering import clean
@@ -18,24 +18,34 @@ STRONGEST = 8.0
 MOST_LISTED = 800
 """Of a longer story the first frames are listed: at 94 pixels a frame the picture takes 1.2 GB then."""
 
+ENDS = {SOT: "Start", EOT: "End"}
+
 STRIP = WIDTH - 2 * EDGE - LABEL - 226
 SQUARE = WIDTH - 2 * EDGE - LABEL - 330
 """The widths of a frame's strip of tokens and of the square of distances, in pixels."""
 
 
-def draw_story(parts: list[Part], encoders: Sequence[str], lines: list[Line], distances: np.ndarray) -> np.ndarray:
-    """Draw a story's embedding; `distances` [rows, rows] are between `lines`. Returns [height, WIDTH, 3], 0..1."""
-    return paint(lay_out(parts, encoders, lines, distances))
+def draw_story(
+    parts: list[Part], encoders: Sequence[str], lines: list[Line], distances: np.ndarray, ends: Sequence[Part] = ()
+) -> np.ndarray:
+    """Draw a story's embedding; `distances` [rows, rows] are between `lines`. Returns [height, WIDTH, 3], 0..1.
+
+    `ends` are what stands before and after the prompts' texts.
+    """
+    return paint(lay_out(parts, encoders, lines, distances, ends))
 
 
-def lay_out(parts: list[Part], encoders: Sequence[str], lines: list[Line], distances: np.ndarray) -> Sheet:
+def lay_out(
+    parts: list[Part], encoders: Sequence[str], lines: list[Line], distances: np.ndarray, ends: Sequence[Part] = ()
+) -> Sheet:
     sheet = Sheet()
     sheet.y -= 34
     rows, tokens = len(lines), max(map(len, lines[0].roles))
     listed = f" · the first {MOST_LISTED} are listed" if rows > MOST_LISTED else ""
     counts = f"{rows} {'frame' if rows == 1 else 'frames'}{listed} · {tokens} tokens"
     sheet.heading("Prompt", f"{counts} · {', '.join(encoders)}")
-    add_tokens(sheet, parts[:MOST_LISTED], lines)
+    start, end = ([part for part in ends if part.role == role] for role in (SOT, EOT))
+    add_tokens(sheet, [*start, *parts[:MOST_LISTED], *end])
     shared = ceil(tokens / STRIP)
     of = "each token" if shared == 1 else f"{shared} tokens together"
     sheet.heading("Strength", f"of {of}, against what the text encoder gave")
@@ -48,18 +58,14 @@ def lay_out(parts: list[Part], encoders: Sequence[str], lines: list[Line], dista
     return sheet
 
 
-def add_tokens(sheet: Sheet, parts: list[Part], lines: list[Line]) -> None:
+def add_tokens(sheet: Sheet, parts: list[Part]) -> None:
     """Every part as a row of chips, a token each, in the part's colour."""
-    several = len({part.characters for part in parts}) > 1
-    padding = [sum(role == EOT for role in line.roles[0]) for line in lines]
-    add_chips(sheet, "Start", ["SOT"], PLAIN_COLOUR)
+    several = len({part.characters for part in parts if part.role not in ENDS}) > 1
     for part in parts:
-        name = f"Frame {part.role + 1}"
+        name = ENDS.get(part.role, f"Frame {part.role + 1}")
         if part.role == IDENTITY:
             name = " & ".join(filter(None, part.characters)) if several else "Identity"
-        add_chips(sheet, name, part.tokens, colour_of(part.role))
-    least, most = min(padding) - 1, max(padding) - 1
-    add_chips(sheet, "End", ["EOT", f"padding ×{least if least == most else f'{least}–{most}'}"], PLAIN_COLOUR)
+        add_chips(sheet, name, part.tokens, PLAIN_COLOUR if part.role in ENDS else colour_of(part.role))
 
 
 def add_chips(sheet: Sheet, name: str, tokens: Sequence[str], colour: np.ndarray) -> None:
@@ -69,7 +75,7 @@ def add_chips(sheet: Sheet, name: str, tokens: Sequence[str], colour: np.ndarray
         sheet.write(line, EDGE, sheet.y + 20, face, QUIET)
     left = EDGE + LABEL
     for j, token in enumerate(tokens):
-        text = clean(token) or "·"
+        text = clean(token.replace("\n", "↵")) or "·"
         right = left + ceil(face.set_line(text).width) + 2 * pad
         if right > WIDTH - EDGE and left > EDGE + LABEL:
             sheet.y += height + 4
@@ -127,9 +133,9 @@ def geometric_mean(gain: np.ndarray) -> float:
 
 
 def as_factor(gain: float) -> str:
-    """×1.97, ÷20 for 0.05, ≈0 for less than a thousandth."""
+    """×1.97, ÷20 for 0.05, ~0 for less than a thousandth."""
     if gain < 1e-3:
-        return "≈0"
+        return "~0"
     sign, factor = ("×", gain) if gain > 0.995 else ("÷", 1 / gain)
     return f"{sign}{factor:.2f}" if factor < 9.995 else f"{sign}{factor:.0f}"
 

@@ -1,8 +1,9 @@
 """What a story's embedding holds, in numbers and texts to draw: each token's part, its gain, how far frames differ."""
 
 import codecs
+import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -12,25 +13,31 @@ from ..story.script import numbered
 from .encoders import name_of
 from .record import Record, Row, shift, token_norms, words
 
-EMBEDDING = "⟨embedding⟩ "
+EMBEDDING = "‹embedding› "
 
 # CLIP's vocabulary writes each byte as one visible character: the printable ones as themselves.
 PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
 BYTES = {chr(byte): byte for byte in PRINTABLE}
 ENDS_WORD = "</w>"
+ENDS_TEXT = ("<|endoftext|>", "</s>")
 SPACES = ("\u0120", "\u2581")
 """A space before a word: of byte-level vocabularies, and of SentencePiece."""
+BYTE = re.compile("<0x([0-9A-F]{2})>")
+"""SentencePiece's entry for one byte of a character that it does not have."""
+SHORT = {"<|startoftext|>": "SOT", "<|endoftext|>": "EOT"}
+"""CLIP's tokens by the papers' names."""
 BYTES |= {chr(256 + n): byte for n, byte in enumerate(b for b in range(256) if b not in PRINTABLE)}
 
 
-def token_texts(tokens: Sequence[int | None], entry: Callable[[int], str]) -> tuple[str, ...]:
+def token_texts(tokens: Sequence[int | None], vocabulary: Mapping[int, str]) -> tuple[str, ...]:
     """What the tokens read as, a space after the end of each word; None is a vector of a textual inversion.
 
-    `entry` gives a token's entry in its vocabulary. CLIP's entries mark the end of a word, those of other byte-level
-    vocabularies and of SentencePiece the space before it. A character that is cut between tokens stands with the last.
+    CLIP's vocabulary marks the end of a word, other byte-level ones and SentencePiece's the space before it. A
+    character that is cut between tokens stands with the last.
     """
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    words = [EMBEDDING if token is None else entry(token) for token in tokens]
+    as_bytes = bytes_of if SPACES[1] in vocabulary.values() else byte_level
+    words = [EMBEDDING if token is None else vocabulary[token] for token in tokens]
     texts = []
     for token, word, following in zip(tokens, words, [*words[1:], ""]):
         if token is None:
@@ -38,10 +45,19 @@ def token_texts(tokens: Sequence[int | None], entry: Callable[[int], str]) -> tu
             continue
         end = word.endswith(ENDS_WORD) or following.startswith(SPACES)
         bare = word.removesuffix(ENDS_WORD).lstrip("".join(SPACES))
-        # SentencePiece writes characters as themselves.
-        own = bytes(BYTES[c] for c in bare) if all(c in BYTES for c in bare) else bare.encode()
-        texts.append(decoder.decode(own, final=end) + " " * end)
+        texts.append(decoder.decode(as_bytes(bare), final=end) + " " * end)
     return tuple(texts)
+
+
+def byte_level(word: str) -> bytes:
+    """A byte-level vocabulary's word; its control tokens may be in other characters."""
+    return bytes(BYTES[c] for c in word) if all(c in BYTES for c in word) else word.encode()
+
+
+def bytes_of(word: str) -> bytes:
+    """SentencePiece's word."""
+    byte = BYTE.fullmatch(word)
+    return bytes([int(byte[1], 16)]) if byte else word.encode()
 
 
 def gains(embeds: Tensor, record: Record, norms: Tensor) -> Tensor:
@@ -98,6 +114,40 @@ def parts_of(record: Record) -> list[Part]:
             group.setdefault(role, Part(role, max(texts, key=len), characters))
     groups = [parts[characters] for characters in sorted(parts, key=bool)]
     return [part for group in groups for _, part in sorted(group.items()) if part.tokens]
+
+
+def ends_of(record: Record) -> list[Part]:
+    """What stands before and after the prompts' texts in the first encoder: start and end tokens, or its template's.
+
+    Padding is one text with its count, which is a range where rows have unequal ones.
+    """
+    first = record.encoders[0].tokens.start
+    starts: list[tuple[str, ...]] = []
+    ends: list[tuple[str, ...]] = []
+    counts: list[int] = []
+    for row in record.rows:
+        spans, texts = row.spans[0], row.texts[0]
+        start = texts[: min(span.start for span in (spans.identity, *spans.frames)) - first]
+        starts.append(tuple(SHORT.get(text.strip(), text) for text in start if text))
+        end, count = without_padding(texts[slice(*shift(spans.eot, -first))])
+        ends.append(tuple(SHORT.get(text.strip(), text) for text in end))
+        counts.append(count)
+    least, most = min(counts), max(counts)
+    padding = (f"padding ×{most if least == most else f'{least}–{most}'}",) if most else ()
+    parts = Part(SOT, max(starts, key=len), ()), Part(EOT, max(ends, key=len) + padding, ())
+    return [part for part in parts if part.tokens]
+
+
+def without_padding(end: tuple[str, ...]) -> tuple[tuple[str, ...], int]:
+    """The tokens after a text without those that fill it up, and how many these are.
+
+    These are all that follow CLIP's and T5's end token; after a template all at its end that are alike.
+    """
+    alike = next((n for n, text in enumerate(reversed(end)) if text != end[-1]), len(end))
+    kept = len(end) - alike if alike > 1 else len(end)
+    if end and end[0].strip() in ENDS_TEXT:
+        kept = 1
+    return end[:kept], len(end) - kept
 
 
 def prompt_list(record: Record) -> str:

@@ -29,7 +29,10 @@ from families import (
 )
 from graphs import SVR, empty, encode, in_runs, ipca, positive, sample, scaled_error, self_attention, story
 from joint import Reference, attended, by_head, overridden
+from onestory.attention.architectures import Layers, layers_of
+from onestory.attention.architectures import flux as flux_blocks
 from onestory.attention.architectures.rotary import shift, turned
+from onestory.attention.blocks import parse_blocks
 from onestory.attention.gathers import anchor_sources
 from onestory.attention.gathers import sample as draw
 from onestory.attention.ipca import identity_bias
@@ -39,6 +42,7 @@ from onestory.nodes.encoders import text_model_of
 from onestory.nodes.inspect import OneStoryInspect
 from onestory.nodes.prompt import OneStoryPrompt
 from onestory.nodes.reweight import OneStoryNaiveReweight, OneStorySVR
+from onestory.nodes.self_attention import OneStorySelfAttention
 from onestory.story.parts import IDENTITY
 from onestory.svr.encoders import name_of
 from onestory.svr.record import KEY, Span
@@ -268,6 +272,40 @@ def test_blocks_are_chosen_by_their_numbers(family):
     assert torch.equal(sample(ipca(model, blocks=f"double.0+{rest}"), *given, cfg=1.0), every)
     assert torch.equal(sample(ipca(model, blocks="late"), *given, cfg=1.0), other)
     assert min(scaled_error(a, b) for a, b in ((one, other), (one, every), (other, every))) > 1e-4
+
+
+def numbers(name, first, last):
+    return {(name, number) for number in range(first, last + 1)}
+
+
+@pytest.mark.parametrize(
+    ("double", "single", "late"),
+    [
+        (19, 38, numbers("single", 0, 37)),  # Flux.1, Chroma
+        (8, 48, numbers("single", 0, 47)),  # Flux.2
+        (60, 0, numbers("double", 20, 59)),  # Qwen-Image
+        (38, 0, numbers("double", 12, 37)),  # SD3.5 large
+    ],
+)
+def test_late_blocks_are_the_single_ones_or_the_last_two_thirds(double, single, late):
+    blocks = [*(("double", i) for i in range(double)), *(("single", i) for i in range(single))]
+    assert Layers(flux_blocks, blocks).selected(parse_blocks("late")) == late
+    thirds = [Layers(flux_blocks, blocks).selected(parse_blocks(part)) for part in ("down", "mid", "up")]
+    assert frozenset().union(*thirds) == set(blocks) and sum(map(len, thirds)) == len(blocks)
+
+
+def test_new_self_attention_nodes_work_on_the_late_blocks(family):
+    """Of a U-Net these are what older workflows call “up”."""
+    (default,) = (i.default for i in OneStorySelfAttention.define_schema().inputs if i.id == "blocks")
+    model = family.model()
+    [method] = self_attention(model, blocks=default).model_options["transformer_options"][KEY]
+    layers = layers_of(model.model)
+    assert layers.selected(method.blocks) == set(layers.blocks[1:])
+
+
+def test_late_blocks_of_a_unet_are_its_up_blocks(sd):
+    late, up = (layers_of(sd.model.model).selected(parse_blocks(part)) for part in ("late", "up"))
+    assert late == up != frozenset()
 
 
 @pytest.mark.parametrize("frames_per_run", [1, 2])

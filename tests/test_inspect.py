@@ -13,7 +13,7 @@ from onestory.pages.prompt_sheet import MOST_LISTED, STRONGEST, as_factor, draw_
 from onestory.pages.sheet import WIDTH
 from onestory.pages.sheet import colour_of as colour
 from onestory.story.parts import EOT, IDENTITY, SOT, Line, Part
-from onestory.svr.measures import distances, gains, lines_of, parts_of, roles, token_texts
+from onestory.svr.measures import distances, ends_of, gains, lines_of, parts_of, roles, token_texts
 from onestory.svr.record import KEY, Attached, Row, Span, Spans, token_norms
 from onestory.svr.reweight import naive_reweight
 from PIL import Image
@@ -91,13 +91,57 @@ def test_each_identity_stands_before_its_frames_and_frames_without_one_first(sd)
 )
 def test_token_texts_put_together_are_the_prompt(tokenizer, text):
     tokens = [t for t, _, word in tokenizer.tokenize_with_weights(text, return_word_ids=True)["l"][0] if word]
-    texts = token_texts(tokens, lambda token: tokenizer.untokenize([(token, 1.0)])[0][1])
+    texts = token_texts(tokens, tokenizer.clip_l.inv_vocab)
     assert len(texts) == len(tokens)
     assert "".join(texts).replace(" ", "") == text.replace(" ", "")
 
 
 def test_an_embeddings_vectors_are_called_so():
-    assert token_texts([320, None, 320], lambda token: "a</w>") == ("a ", "⟨embedding⟩ ", "a ")
+    assert token_texts([320, None, 320], {320: "a</w>"}) == ("a ", "‹embedding› ", "a ")
+
+
+def test_sentencepiece_writes_characters_as_themselves_or_byte_by_byte():
+    entries = ["▁ca", "f", "é", "▁", "<0xE7>", "<0x81>", "<0xAB>"]
+    texts = token_texts(range(len(entries)), dict(enumerate(entries)))
+    assert texts == ("ca", "f", "é ", "", "", "", "火")
+
+
+def test_clips_ends_are_called_by_the_papers_names(prompt):
+    (_, options), *_ = prompt
+    record = options[KEY].record
+    padding = record.tokens - record.rows[0].spans[0].eot.start - 1
+    assert ends_of(record) == [Part(SOT, ("SOT",), ()), Part(EOT, ("EOT", f"padding ×{padding}"), ())]
+
+
+@pytest.mark.parametrize(
+    ("end", "shown"),
+    [
+        (("</s>", "<pad>", "<pad>"), ("</s>", "padding ×2")),  # T5
+        (("</s>", "<pad>"), ("</s>", "padding ×1")),
+        (("</s>",), ("</s>",)),
+        (("<|im_end|>", "\n", "<|im_start|>", "assistant", "\n"),) * 2,  # Qwen
+        (("<|im_end|>", "\n", "<pad>", "<pad>", "<pad>"), ("<|im_end|>", "\n", "padding ×3")),
+        ((), None),  # Gemma has nothing after the text
+    ],
+)
+def test_other_encoders_ends_are_their_tokens_and_count_the_padding(end, shown):
+    record = stories.record([2, 2], identity=3, tokens=9)
+    rows = []
+    for row in record.rows:
+        spans = Spans(Span(1, 4), row.spans[0].frames, Span(8, 8 + len(end)))
+        texts = ("<bos>", *(f"t{n} " for n in range(7)), *end)
+        rows.append(row._replace(spans=(spans,), texts=(texts,)))
+    [start, *after] = ends_of(record._replace(rows=tuple(rows)))
+    assert start == Part(SOT, ("<bos>",), ())
+    assert after == ([] if shown is None else [Part(EOT, shown, ())])
+
+
+def test_start_and_end_stand_around_the_parts():
+    line = Line(0, ((SOT, 0, EOT),), np.ones((1, 3)))
+    ends = [Part(SOT, ("<bos>",), ()), Part(EOT, ("<|im_end|>", "\n"), ())]
+    page = lay_out([Part(0, ("fox",), ("",))], ["Qwen2.5-VL"], [line], np.zeros((1, 1)), ends)
+    texts = [word.text.text for word in page.words][2:9]
+    assert texts == ["Start", "<bos>", "Frame 1", "fox", "End", "<|im_end|>", "↵"]
 
 
 def test_roles_name_every_token():
@@ -140,7 +184,7 @@ def test_distances_of_known_embeddings():
 
 @pytest.mark.parametrize(
     "gain, text",
-    [(1.0, "×1.00"), (0.999, "×1.00"), (1.974, "×1.97"), (0.05, "÷20"), (0.5, "÷2.00"), (12.4, "×12"), (0.0, "≈0")],
+    [(1.0, "×1.00"), (0.999, "×1.00"), (1.974, "×1.97"), (0.05, "÷20"), (0.5, "÷2.00"), (12.4, "×12"), (0.0, "~0")],
 )
 def test_gains_read_as_factors(gain, text):
     assert as_factor(gain) == text

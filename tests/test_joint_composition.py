@@ -1,5 +1,6 @@
 """IPCA and consistent self-attention beside ComfyUI's own nodes on transformers, in whole sampling runs."""
 
+from functools import cache
 from typing import NamedTuple
 
 import comfy.cldm.mmdit
@@ -13,7 +14,7 @@ import torch
 from comfy.ldm.flux.controlnet import ControlNetFlux
 from comfy_extras.nodes_nag import NAGuidance
 from comfy_extras.nodes_slg import SkipLayerGuidanceDiT
-from families import COLUMNS, FLUX, PICTURE, ROWS
+from families import CHROMA_HD, COLUMNS, FLUX, FLUX2, PICTURE, ROWS, Family
 from graphs import empty, encode, identity_columns, ipca, positive, random, sample, scaled_error, self_attention, story
 from joint import Reference, overridden
 from onestory.attention.gathers import anchor_sources
@@ -29,8 +30,9 @@ TALE = story("a watercolor fox with a blue scarf", "reads under an oak", "runs t
 
 
 class Graph(NamedTuple):
-    """What is wired into a KSampler."""
+    """What is wired into a KSampler; SD3's has no `family`."""
 
+    family: Family | None
     model: comfy.model_patcher.ModelPatcher
     positive: list
     negative: list
@@ -40,14 +42,13 @@ class Graph(NamedTuple):
         return sample(model, self.positive, self.negative, self.latent)
 
 
-@pytest.fixture(scope="module", params=["SD3", "Flux.1"])
-def graph(request) -> Graph:
-    model, clip = (sd3(), sd3_clip()) if request.param == "SD3" else (FLUX.model(), FLUX.clip())
-    return Graph(model, positive(clip, TALE), encode(clip, "blurry"), empty(TALE, COLUMNS * 16, ROWS * 16))
-
-
-def is_flux(graph: Graph) -> bool:
-    return hasattr(graph.model.model.diffusion_model, "double_blocks")
+@cache
+def graph_of(family: Family | None) -> Graph:
+    model, clip = (family.model(), family.clip()) if family else (sd3(), sd3_clip())
+    # As many tokens as the story has: Chroma pads none.
+    negative = " ".join([TALE.frames[0].identity, *(frame.prompt for frame in reversed(TALE.frames))])
+    latent = empty(TALE, COLUMNS * 16, ROWS * 16)
+    return Graph(family, model, positive(clip, TALE), encode(clip, negative), latent)
 
 
 # --- the other nodes --------------------------------------------------------------------------------------------------
@@ -65,8 +66,10 @@ def lora(graph: Graph) -> Graph:
 
 
 def controlnet(graph: Graph) -> Graph:
-    config, device = {**graph.model.model.model_config.unet_config, **OPERATIONS}, torch.device("cpu")
-    if is_flux(graph):
+    """Chroma takes Flux.1's."""
+    model, device = FLUX.model() if graph.family else graph.model, torch.device("cpu")
+    config = {**model.model.model_config.unet_config, **OPERATIONS}
+    if graph.family:
         net = fill(ControlNetFlux(**config))
         control = comfy.controlnet.ControlNet(net, load_device=device, extra_conds=["y", "guidance"])
         vae = None
@@ -83,7 +86,7 @@ def controlnet(graph: Graph) -> Graph:
 
 
 def nag(graph: Graph) -> Graph:
-    """Of these two, Flux has a place for it."""
+    """SD3 calls no patch after its attention."""
     return graph._replace(model=NAGuidance.execute(graph.model, 5.0, 0.5, 1.5)[0])
 
 
@@ -110,14 +113,18 @@ def perturbed(graph: Graph) -> Graph:
     return graph._replace(model=model)
 
 
-OTHERS = (lora, controlnet, nag, skip_layer_guidance, perturbed)
+CASES = [
+    *((None, other) for other in (lora, controlnet, skip_layer_guidance, perturbed)),
+    *((FLUX, other) for other in (lora, controlnet, nag, skip_layer_guidance, perturbed)),
+    *((CHROMA_HD, other) for other in (lora, controlnet)),
+    (FLUX2, lora),
+]
+"""ComfyUI has no ControlNet for Flux.2."""
 
 
-@pytest.fixture(params=OTHERS, ids=lambda other: other.__name__)
-def other(request, graph):
-    if request.param is nag and not is_flux(graph):
-        pytest.skip("Stable Diffusion 3 calls no patch after its attention")
-    return request.param
+def name_of(case) -> str:
+    family, other = case
+    return f"{family.name if family else 'SD3'}-{other.__name__}"
 
 
 # --- all in one graph -------------------------------------------------------------------------------------------------
@@ -125,14 +132,16 @@ def other(request, graph):
 
 def reference(graph: Graph) -> Reference:
     [[embeds, options]] = graph.positive
+    own, family = embeds.shape[1], graph.family
+    text = family.text(own) if family else own
     return Reference(
-        embeds.shape[1],
+        text,
         PICTURE,
-        identity_columns(graph.positive),
+        [[text - own + t for t in columns] for columns in identity_columns(graph.positive)],
         1,
         anchor_sources(options[KEY].record.characters, 2),
         lambda sigma, frame: draw(PICTURE, 0.5, seeded(0, f"{sigma:.5g}", PICTURE, frame)),
-        *((FLUX.turn, lambda options: "block_index" in options) if is_flux(graph) else ()),
+        *((family.turn, lambda options: "block_index" in options) if family else ()),
     )
 
 
@@ -140,10 +149,20 @@ def ours(model):
     return self_attention(ipca(model))
 
 
-def test_all_nodes_of_a_graph_work_together_in_any_order(graph, other):
+@cache
+def sampled(family: Family | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """With our nodes alone, and with none."""
+    graph = graph_of(family)
+    return graph.sample(ours(graph.model)), graph.sample(graph.model)
+
+
+@pytest.mark.parametrize("case", CASES, ids=name_of)
+def test_all_nodes_of_a_graph_work_together_in_any_order(case):
+    family, other = case
+    graph = graph_of(family)
     with_it = other(graph)
     everything, alone = with_it.sample(ours(with_it.model)), with_it.sample(with_it.model)
-    without, plain = graph.sample(ours(graph.model)), graph.sample(graph.model)
+    without, plain = sampled(family)
     assert_still_there(everything, without, alone, plain)  # the other node
     assert_still_there(everything, alone, without, plain)  # ours
     first = other(graph._replace(model=ours(graph.model)))

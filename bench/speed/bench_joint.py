@@ -1,8 +1,12 @@
 """IPCA and consistent self-attention where text and picture are one sequence: steps of SD3's and Flux's transformers.
 
-Two blocks of each, in full width with --full or on a GPU, and as many tokens of text as the models read.
+Three blocks of each, two of which are late ones, as two thirds of the models' own are, and as many tokens of text as
+they read; in full width with --full or on a GPU. The default's six and four heads, each as wide as the model's own,
+with pictures of 256 are what one CPU thread draws often enough in two minutes. There a step's fixed costs weigh more,
+ours among them.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import full_size
@@ -12,9 +16,12 @@ import torch
 from onestory.svr.consolidate import consolidate
 from onestory.svr.encoders import side_by_side, t5
 from onestory.svr.record import KEY, Attached
-from sampling import METHODS, patched, sample
+from sampling import METHODS, overridden, patched, sample
 
 FRAMES = 2
+BLOCKS = 3
+HEADS = {"SD3.5": (38, 6), "Flux": (24, 4)}
+"""Of the whole model, and by default."""
 POOLED = {"SD3.5": 2048, "Flux": 768}
 GOALS = {"IPCA": 1.03}
 
@@ -30,7 +37,7 @@ def transformer(family, heads, device):
             {
                 "in_channels": 16,
                 "depth": heads,
-                "num_blocks": 2,
+                "num_blocks": BLOCKS,
                 "input_size": None,
                 "patch_size": 2,
                 "adm_in_channels": 2048,
@@ -53,7 +60,7 @@ def transformer(family, heads, device):
                 "mlp_ratio": 4.0,
                 "num_heads": heads,
                 "depth": 1,
-                "depth_single_blocks": 1,
+                "depth_single_blocks": BLOCKS - 1,
                 "axes_dim": [16, 56, 56],
                 "theta": 10000,
                 "qkv_bias": True,
@@ -87,11 +94,12 @@ def conditioning(family, story):
 @pytest.fixture(scope="module", params=["SD3.5", "Flux"])
 def step(request, pytestconfig, device):
     """(name, model, what a sampler is given) of a family."""
-    family, heads = request.param, {"SD3.5": 38, "Flux": 24}[request.param]
-    whole = pytestconfig.getoption("full") or device.type == "cuda"
-    heads, pixels = heads if whole else heads // 4, 1024 if device.type == "cuda" else 256
+    family = request.param
+    whole, fewer = HEADS[family]
+    heads = whole if pytestconfig.getoption("full") or device.type == "cuda" else fewer
+    pixels = 1024 if device.type == "cuda" else 256
     given = conditioning(family, True), conditioning(family, False), torch.zeros(FRAMES, 16, pixels // 8, pixels // 8)
-    name = f"one step of {family} with {heads} heads and 2 blocks, {FRAMES} frames of {pixels}"
+    name = f"one step of {family} with {heads} heads and {BLOCKS} blocks, {FRAMES} frames of {pixels}"
     return name, transformer(family, heads, device), given
 
 
@@ -108,3 +116,65 @@ def bench_joint_step(compare, step, method):
         memory=True,
         fewest_rounds=9,
     )
+
+
+def bench_joint_floor(compare, step):
+    """The floor: attention over keys and values that are gathered and turned already, for queries cut already."""
+    name, model, given = step
+    ours = patched(model, "self-attention")
+    floor = overridden(model, Ready(attention_calls(ours, given)))
+    # The first step finds out which calls belong together.
+    sample(floor, *given, 1)
+    compare(
+        f"{name}, self-attention",
+        lambda: sample(ours, *given, 1),
+        "floor",
+        lambda: sample(floor, *given, 1),
+        goal=1.10,
+        fewest_rounds=9,
+    )
+
+
+def attention_calls(model, given):
+    """The queries, keys and values of all attention calls of a step, as the back end gets them."""
+    calls = []
+
+    def record(func: Callable[..., torch.Tensor], q, k, v, *args, **options):
+        calls.append((q.clone(), k.clone(), v.clone()))
+        return func(q, k, v, *args, **options)
+
+    sample(overridden(model, record), *given, 1)
+    return calls
+
+
+class Ready:
+    """An attention override that makes recorded calls in the place of the model's own, step after step.
+
+    Of the calls that answer a model's call, those with as many queries and keys are one. What they give is as large as
+    what the model gets, and is dropped: putting it together is no part of attention.
+    """
+
+    def __init__(self, recorded: list[tuple[torch.Tensor, ...]]):
+        self.recorded = recorded[::-1]
+        self.calls: list[tuple[list[tuple[torch.Tensor, ...]], torch.Tensor]] = []
+        self.at = 0
+
+    def __call__(self, func: Callable[..., torch.Tensor], q, k, v, heads, *args, **options):
+        if self.recorded:
+            self.calls.append((self.answering(q), func(q, k, v, heads, *args, **options)))
+            return self.calls[-1][1]
+        ready, out = self.calls[self.at]
+        self.at = (self.at + 1) % len(self.calls)
+        for call in ready:
+            func(*call, heads, *args, **options)
+        return out
+
+    def answering(self, q: torch.Tensor) -> list[tuple[torch.Tensor, ...]]:
+        """The next recorded calls, as many as answer each of the queries once."""
+        missing = len(q) * q.shape[-2]
+        alike: dict[tuple[int, int], list[tuple[torch.Tensor, ...]]] = {}
+        while missing:
+            call = self.recorded.pop()
+            missing -= len(call[0]) * call[0].shape[-2]
+            alike.setdefault((call[0].shape[-2], call[1].shape[-2]), []).append(call)
+        return [tuple(torch.cat(parts) for parts in zip(*calls)) for calls in alike.values()]

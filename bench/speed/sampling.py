@@ -1,5 +1,6 @@
 """Stories through ComfyUI's samplers, in this process."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,6 +23,13 @@ def patched(model: Any, method: str) -> Any:
     for each in METHODS[method]:
         model = patch(model, each)
     return model
+
+
+def overridden(model: Any, override: Callable[..., torch.Tensor]) -> Any:
+    """A clone of a `ModelPatcher` whose attention calls go to `override`, those of our methods too."""
+    clone = model.clone()
+    clone.model_options["transformer_options"]["optimized_attention_override"] = override
+    return clone
 
 
 def sample(model: Any, positive: list, negative: list, latent: torch.Tensor, steps: int = 2) -> torch.Tensor:

@@ -6,7 +6,7 @@ middleware does: each gets the call and what comes after it.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -122,7 +122,8 @@ class Batch(NamedTuple):
     shows. `tokens` is the text's length; latent pictures are `size` high and wide, those of the whole canvas
     `canvas`, and a layer with n tokens has the size `layer_size(n)`, None if it has none. `place` is where in the
     model's schedule the pass stands. `uuids` are the chunks' conditionings. Where a story is drawn in several passes,
-    `kept` has what earlier ones left. With `alone`, the model reads these tokens after the text's.
+    `kept` has what earlier ones left. With `alone`, the model reads these tokens after the text's. `methods` are all
+    that the graph asks for, at this place or at others.
     """
 
     chunks: tuple[Chunk, ...]
@@ -139,6 +140,7 @@ class Batch(NamedTuple):
     uuids: tuple[Any, ...] = ()
     kept: Kept | None = None
     alone: Alone | None = None
+    methods: "tuple[Method, ...]" = ()
 
     @property
     def rows(self) -> int:
@@ -155,6 +157,14 @@ class Prepared(Protocol):
 
     def attend(self, call: Call, next: Next) -> Tensor:
         """What the call gives; `next(call)` is what it gives without this method."""
+
+
+@runtime_checkable
+class Watcher(Protocol):
+    """A prepared method that learns from layers it does not change."""
+
+    def watch(self, call: Call) -> None:
+        """See a call of a layer with text, of whatever block, before any method has its turn at it."""
 
 
 class Method(Protocol):

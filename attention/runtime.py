@@ -211,6 +211,7 @@ def batch_of(step: Step, uuids: list[Any], x: Tensor, context: Tensor, model: An
         step.sampling,
         tuple(uuids),
         step.kept,
+        methods=step.sampling.methods,
     )
 
 

@@ -3,20 +3,20 @@ self-attention: a frame looks at what others show of its characters, not at thei
 
 Of the tokens that are sampled from another frame, those inside of the characters that both frames show are kept. Where
 the receiving frame shows several characters, the queries inside of one see the tokens of that one only, and those
-outside of all see every shared one's. Rows whose conditioning carries no story, the negative ones, look at themselves.
+outside of all see every shared one's. The negative conditioning's rows, which have no words of a character, share
+inside the same places as the story's rows, which are evaluated first.
 """
 
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..svr.record import Record
 from .gathers import Gather, Keys, Source, anchor_sources, neighbours, tiles_of
-from .method import Batch, Call
+from .method import Batch, Call, Characters, Placement
 from .sharing import Left, Seen, Sharing, seen_by
-from .subject_regions import Inside, Subjects
+from .subject_regions import Inside, Size, Subjects
 
 if TYPE_CHECKING:
     from .self_attention import SelfAttention
@@ -25,7 +25,7 @@ Names = tuple[str, ...]
 
 
 class CharacterSharing(Sharing):
-    """The method in one forward pass. What is shared changes with what the pass has seen of the characters."""
+    """The method in one forward pass. What is shared differs from layer to layer, as more of the pass has been seen."""
 
     def __init__(self, method: "SelfAttention", batch: Batch):
         super().__init__(method, batch)
@@ -33,8 +33,10 @@ class CharacterSharing(Sharing):
 
     @torch.compiler.disable
     def watch(self, call: Call) -> None:
-        if self.subjects.watch(call):
-            self.seen.clear()
+        self.subjects.watch(call)
+
+    def apart(self, call: Call) -> Any:
+        return call.layer
 
     def look(self, call: Call, tokens: int, place: Keys) -> Seen:
         batch, device = self.batch, call.q.device
@@ -49,14 +51,29 @@ class CharacterSharing(Sharing):
         gathers: list[Gather] = []
         left: list[Left] = []
         for start, stop, placement in batch.chunks:
-            found: list[Gather] = []
-            if placement is not None:
-                frames = Frames(self, placement.record, start, self.subjects.inside(start, size), tokens, place)
-                found = frames.gathers(device)
-                left += frames.left(device) if batch.kept is not None else []
+            frames = self.frames(call, start, placement, tokens, size, place)
+            found = frames.gathers(device) if frames else []
+            left += frames.left(device) if frames and batch.kept is not None else []
             alone = set(range(start, stop)) - {gather.start for gather in found}
             gathers += [*found, *(Gather(rows[0], rows[-1] + 1, None) for rows in neighbours(sorted(alone)))]
         return seen_by(call, gathers, place, left)
+
+    def frames(
+        self, call: Call, start: int, placement: Placement | None, tokens: int, size: Size, place: Keys
+    ) -> "Frames | None":
+        """A chunk's rows with where their characters are: None for one without a story in the stories' own turn."""
+        batch = self.batch
+        if placement is not None:
+            record, inside = placement.record, self.subjects.inside(start, size)
+            numbers = [row.frame for row in record.rows]
+            if batch.turn:
+                for frame, own in zip(numbers, inside):
+                    batch.turn.left.setdefault((self.method, call.layer, frame), own)
+            return Frames(self, numbers, record.characters, start, inside, tokens, place)
+        if not batch.turn or batch.turn.first:
+            return None
+        inside = [batch.turn.left.get((self.method, call.layer, frame), {}) for frame in batch.frames]
+        return Frames(self, list(batch.frames), batch.characters, start, inside, tokens, place)
 
 
 class Shared(NamedTuple):
@@ -71,15 +88,24 @@ class Shared(NamedTuple):
 
 
 class Frames:
-    """A story's chunk of rows, the first at `start`, in layers of so many picture `tokens`.
+    """A chunk's rows, the first at `start`, in layers of so many picture `tokens`; they draw `frames` of a story.
 
     `inside` says for each row which of these are inside of which character.
     """
 
-    def __init__(self, sharing: Sharing, record: Record, start: int, inside: list[Inside], tokens: int, place: Keys):
+    def __init__(
+        self,
+        sharing: Sharing,
+        frames: list[int],
+        characters: Characters,
+        start: int,
+        inside: list[Inside],
+        tokens: int,
+        place: Keys,
+    ):
         self.samples = partial(sharing.samples, tokens)
-        self.frames = [row.frame for row in record.rows]
-        self.characters = record.characters
+        self.frames = frames
+        self.characters = characters
         self.row_of = {frame: i for i, frame in enumerate(self.frames)}
         self.start = start
         self.inside = inside

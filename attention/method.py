@@ -107,6 +107,14 @@ class Alone(NamedTuple):
     counts: tuple[int, ...]
 
 
+class Turn(NamedTuple):
+    """A part of one evaluation: `first` the stories' conditionings, then the others, which find in `left` what the
+    passes of the first turn have left there, each method under keys of its own."""
+
+    first: bool
+    left: dict[Any, Any]
+
+
 class Report(Protocol):
     """Where a sampling's warnings go: each once, however many steps and blocks there are."""
 
@@ -123,7 +131,7 @@ class Batch(NamedTuple):
     `canvas`, and a layer with n tokens has the size `layer_size(n)`, None if it has none. `place` is where in the
     model's schedule the pass stands. `uuids` are the chunks' conditionings. Where a story is drawn in several passes,
     `kept` has what earlier ones left. With `alone`, the model reads these tokens after the text's. `methods` are all
-    that the graph asks for, at this place or at others.
+    that the graph asks for, at this place or at others. `turn` is the evaluation's, if it has several.
     """
 
     chunks: tuple[Chunk, ...]
@@ -141,6 +149,7 @@ class Batch(NamedTuple):
     kept: Kept | None = None
     alone: Alone | None = None
     methods: "tuple[Method, ...]" = ()
+    turn: Turn | None = None
 
     @property
     def rows(self) -> int:
@@ -190,6 +199,10 @@ class Method(Protocol):
     def start_percent(self) -> float: ...
     @property
     def end_percent(self) -> float: ...
+
+    @property
+    def stories_first(self) -> bool:
+        """Whether conditionings without a story need what those with one leave, and are evaluated in a turn after."""
 
     def off(self) -> bool:
         """Whether it does nothing but overrule earlier ones of its kind."""

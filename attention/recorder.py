@@ -98,6 +98,7 @@ class Recorder:
     stacks: ClassVar[bool] = True
     widens: ClassVar[bool] = False
     reads_alone: ClassVar[bool] = False
+    stories_first: ClassVar[bool] = False
 
     def off(self) -> bool:
         return False

@@ -40,6 +40,10 @@ class SelfAttention:
     widens: ClassVar[bool] = True
     reads_alone: ClassVar[bool] = False
 
+    @property
+    def stories_first(self) -> bool:
+        return self.share == "the character" and not self.off()
+
     def off(self) -> bool:
         return self.sampling_rate == 0
 

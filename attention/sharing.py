@@ -32,7 +32,7 @@ class Sharing:
     def __init__(self, method: "SelfAttention", batch: Batch):
         self.method = method
         self.batch = batch
-        self.seen: dict[tuple[int, Keys, bool], Seen] = {}
+        self.seen: dict[tuple[Any, ...], Seen] = {}
 
     @torch.compiler.disable
     def attend(self, call: Call, next: Next) -> Tensor:
@@ -93,11 +93,15 @@ class Sharing:
         if torch.rand((), generator=seeded(method.seed, key, call.layer)) >= method.chance(self.batch.place):
             return None
         place = Keys(call.picture.start, call.k.shape[-2])
-        at = tokens, place, call.turn is not None
+        at = tokens, place, call.turn is not None, self.apart(call)
         if at not in self.seen:
             self.seen[at] = self.look(call, tokens, place)
         seen = self.seen[at]
         return seen if seen.gathers or seen.left else None
+
+    def apart(self, call: Call) -> Any:
+        """What tells layers apart that don't share their samples."""
+        return None
 
     def look(self, call: Call, tokens: int, place: Keys) -> "Seen":
         method, batch, device = self.method, self.batch, call.q.device

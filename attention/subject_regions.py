@@ -47,14 +47,12 @@ class Subjects:
         layouts = [method.layout.get(name, {}) for method in self.layouts if method.frames == record.frames]
         return [layout[frame] for layout in layouts if frame in layout]
 
-    def watch(self, call: Call) -> bool:
-        """See how the characters' words are looked at in a layer; whether anything was new."""
+    def watch(self, call: Call) -> None:
+        """See how the characters' words are looked at in a layer."""
         size = self.batch.layer_size(call.q.shape[-2])
-        if size is None:
-            return False
-        for start in self.watched:
-            self.seen[start].add(call, start, size)
-        return bool(self.watched)
+        if size is not None:
+            for start in self.watched:
+                self.seen[start].add(call, start, size)
 
     def inside(self, start: int, size: Size) -> list[Inside]:
         """For each row of a story's chunk from `start` on, where its characters are in a layer of this size."""

@@ -82,7 +82,7 @@ class OneStorySelfAttention(io.ComfyNode):
                     optional=True,
                     tooltip="“everything”: from all over another frame, its background too. “the character”: only from "
                     "inside the characters that both frames show, found by Story Regions or else by the model's own "
-                    "attention, in the story's conditioning alone (ConsiStory). Needs Story Prompt.",
+                    "attention (ConsiStory). Needs Story Prompt.",
                 ),
             ],
             outputs=[io.Model.Output(tooltip="For a sampler. It may serve any number of stories.")],

@@ -172,9 +172,9 @@ class Formula:
             return plain
         frames = len(SHOWN)
         out = plain.clone()
-        for chunk in (c for c, kind in enumerate(at["cond_or_uncond"]) if kind == 0):
+        for chunk, kind in sorted(enumerate(at["cond_or_uncond"]), key=lambda each: each[1]):
             rows = slice(chunk * frames, (chunk + 1) * frames)
-            if cross or self.joint:
+            if kind == 0 and (cross or self.joint):
                 for frame in range(frames):
                     self.watch(frame, Q[rows][frame][:, first:], K[rows][frame][:, :text], size)
             if not cross:
@@ -247,10 +247,10 @@ def both_ways(sd):
 
 def test_runs_passes_and_branches_apart_equal_one_batch(sd, frames, negative, latent, monkeypatch):
     given = frames, negative, latent
-    guided = partial(sample, steps=1)
+    guided = partial(sample, steps=1, cfg=2.0)
     for model in both_ways(sd):
         whole = guided(model, *given)
-        assert scaled_error(in_runs(model, *given, 1, 1, steps=1), whole) < 1e-4
+        assert scaled_error(in_runs(model, *given, 1, 1, steps=1, cfg=2.0), whole) < 1e-4
         assert scaled_error(guided(OneStoryRuns.execute(model, 2).result[0], *given), whole) < 1e-4
     monkeypatch.setattr(type(sd.model), "get_free_memory", lambda *args: 0)
     assert scaled_error(guided(model, *given), whole) < 1e-4

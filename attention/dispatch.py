@@ -6,7 +6,7 @@ from functools import partial
 from torch import Tensor
 
 from .blocks import Block
-from .method import Batch, Call, Layer, Method, Next, Prepared, call_attention
+from .method import Batch, Call, Layer, Method, Next, Prepared, Watcher, call_attention
 
 
 class Dispatch:
@@ -19,11 +19,17 @@ class Dispatch:
         for block, methods in chosen.items():
             active = ((method, prepared[method]) for method in methods)
             self.methods[block] = [(method, each) for method, each in active if each is not None]
+        counting = dict.fromkeys(each for methods in self.methods.values() for _, each in methods)
+        self.watchers = [each for each in counting if isinstance(each, Watcher)]
 
     def wants(self, layer: Layer) -> bool:
-        return any(layer.kind in method.kinds for method, _ in self.methods[layer.block])
+        watched = bool(self.watchers) and layer.kind != "self"
+        return watched or any(layer.kind in method.kinds for method, _ in self.methods[layer.block])
 
     def attend(self, call: Call) -> Tensor:
+        if call.text is not None and len(call.q) == len(call.k) == self.rows:
+            for watcher in self.watchers:
+                watcher.watch(call)
         chain: Next = call_attention
         for method, prepared in reversed(self.methods[call.layer.block]):
             if call.layer.kind in method.kinds:

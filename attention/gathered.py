@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .gathers import Gather, Turned, is_foreign
+from .gathers import Gather, Source, Turned, is_foreign
 from .method import additive
 
 GATHERED = 2**27
@@ -29,11 +29,11 @@ def consistent_attention(
     gathers: list[Gather],
     turned: Turned | None = None,
     turn: Callable[[Tensor], Tensor] | None = None,
-    kept: Mapping[tuple[int, int], tuple[Tensor, Tensor]] = {},
+    kept: Mapping[Source, tuple[Tensor, Tensor]] = {},
     mask: Tensor | None = None,
     **options: Any,
 ) -> Tensor:
-    """Attention of every row over its gathered keys and values; rows in several gathers get the average.
+    """Attention of every row over its gathered keys and values; queries in several gathers get the average.
 
     q: [rows, queries, channels], k and v: [rows, keys, channels], or with heads, [rows, heads, keys, channels].
     `attention` is any of ComfyUI's functions. With `turn`, others' keys are read where `turned` says. `kept` has the
@@ -42,11 +42,15 @@ def consistent_attention(
     """
     keys_of_row = k.shape[-2]
     all_k = k if turn is None or turned is None else torch.cat([k, turn(k[turned.rows])])
-    times = Counter(row for gather in gathers for row in range(gather.start, gather.stop))
-    once = max(times.values()) == 1
+    queries = q.shape[-2]
+    times: Counter[int] = Counter()
+    for gather in gathers:
+        asked = queries if gather.queries is None else len(gather.queries)
+        times.update(dict.fromkeys(range(gather.start, gather.stop), asked))
+    once = max(times.values()) == queries
     out: Tensor | None = None
     for n, gather in enumerate(gathers):
-        first, last, keys, _ = gather
+        first, last, keys, _, own_queries = gather
         size = last - first
         others = [torch.cat([kept[at][i].to(k.device) for at in gather.kept], -2) for i in (0, 1) if gather.kept]
         count = keys_of_row if keys is None else keys.shape[1]
@@ -59,6 +63,11 @@ def consistent_attention(
         for start in range(first, last, size):
             stop = min(start + size, last)
             seen_mask = None if mask is None else rows_of_mask(mask, start, stop, len(q))
+            asking = q[start:stop]
+            if own_queries is not None:
+                asking = asking.index_select(-2, own_queries)
+                if seen_mask is not None and seen_mask.shape[-2] == queries > 1:
+                    seen_mask = seen_mask.index_select(-2, own_queries)
             seen = k[start:stop], v[start:stop]
             if keys is not None:
                 part = slice(start - first, stop - first)
@@ -74,22 +83,27 @@ def consistent_attention(
                 seen = together(seen[0], others[0], spaces[0]), together(seen[1], others[1], spaces[1])
                 if seen_mask is not None:
                     seen_mask = F.pad(additive(seen_mask, q.dtype), (0, added))
-            result = attention(q[start:stop], *seen, heads, mask=seen_mask, **options)
+            result = attention(asking, *seen, heads, mask=seen_mask, **options)
             if stop - start == len(q) and len(gathers) == 1:
                 return result
             if out is None:
-                out = (
-                    result.new_empty(len(q), *result.shape[1:]) if once else result.new_zeros(len(q), *result.shape[1:])
-                )
-            if once:
+                shape = (len(q), *result.shape[1:-2], queries, result.shape[-1])
+                out = result.new_empty(shape) if once else result.new_zeros(shape)
+            if own_queries is not None:
+                part_of_out = out[start:stop]
+                if once:
+                    part_of_out.index_copy_(-2, own_queries, result)
+                else:
+                    part_of_out.index_add_(-2, own_queries, result)
+            elif once:
                 out[start:stop] = result
             else:
                 out[start:stop] += result
             del result
     assert out is not None
     for row, count in times.items():
-        if count > 1:
-            out[row] /= count
+        if count > queries:
+            out[row] /= count // queries
     return out
 
 

@@ -10,16 +10,26 @@ from torch import Tensor
 from .method import Characters
 
 
+class Source(NamedTuple):
+    """A frame that others look at, in the chunk that begins at the row `start`: all of it, or only `names` in it."""
+
+    start: int
+    frame: int
+    names: tuple[str, ...] = ()
+
+
 class Gather(NamedTuple):
     """The batch's rows `start` to `stop` look at the keys at `keys` [rows, count], or at their own if None.
 
-    After these come the keys of `kept` frames, that an earlier pass has drawn, each with the first row of the chunk.
+    After these come the keys of `kept` frames, that an earlier pass has drawn. With `queries` [count], only these of
+    each row's queries look there.
     """
 
     start: int
     stop: int
     keys: Tensor | None
-    kept: tuple[tuple[int, int], ...] = ()
+    kept: tuple[Source, ...] = ()
+    queries: Tensor | None = None
 
     @property
     def shared(self) -> bool:
@@ -158,7 +168,9 @@ def in_every_chunk(runs: list[Run], starts: list[int], tokens: int, device: torc
             keys = keys.to(device, non_blocking=device.type == "cuda")
         gathers.append(
             [
-                Gather(s + first, s + stop, keys if keys is None else keys + s * tokens, tuple((s, f) for f in kept))
+                Gather(
+                    s + first, s + stop, keys if keys is None else keys + s * tokens, tuple(Source(s, f) for f in kept)
+                )
                 for s in starts
             ]
         )

@@ -39,6 +39,7 @@ class IPCA:
     kinds: ClassVar[frozenset[Kind]] = frozenset({"cross", "joint"})
     stacks: ClassVar[bool] = False
     widens: ClassVar[bool] = False
+    stories_first: ClassVar[bool] = False
 
     @property
     def reads_alone(self) -> bool:

@@ -6,7 +6,7 @@ middleware does: each gets the call and what comes after it.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -107,6 +107,14 @@ class Alone(NamedTuple):
     counts: tuple[int, ...]
 
 
+class Turn(NamedTuple):
+    """A part of one evaluation: `first` the stories' conditionings, then the others, which find in `left` what the
+    passes of the first turn have left there, each method under keys of its own."""
+
+    first: bool
+    left: dict[Any, Any]
+
+
 class Report(Protocol):
     """Where a sampling's warnings go: each once, however many steps and blocks there are."""
 
@@ -122,7 +130,8 @@ class Batch(NamedTuple):
     shows. `tokens` is the text's length; latent pictures are `size` high and wide, those of the whole canvas
     `canvas`, and a layer with n tokens has the size `layer_size(n)`, None if it has none. `place` is where in the
     model's schedule the pass stands. `uuids` are the chunks' conditionings. Where a story is drawn in several passes,
-    `kept` has what earlier ones left. With `alone`, the model reads these tokens after the text's.
+    `kept` has what earlier ones left. With `alone`, the model reads these tokens after the text's. `methods` are all
+    that the graph asks for, at this place or at others. `turn` is the evaluation's, if it has several.
     """
 
     chunks: tuple[Chunk, ...]
@@ -139,6 +148,8 @@ class Batch(NamedTuple):
     uuids: tuple[Any, ...] = ()
     kept: Kept | None = None
     alone: Alone | None = None
+    methods: "tuple[Method, ...]" = ()
+    turn: Turn | None = None
 
     @property
     def rows(self) -> int:
@@ -155,6 +166,14 @@ class Prepared(Protocol):
 
     def attend(self, call: Call, next: Next) -> Tensor:
         """What the call gives; `next(call)` is what it gives without this method."""
+
+
+@runtime_checkable
+class Watcher(Protocol):
+    """A prepared method that learns from layers it does not change."""
+
+    def watch(self, call: Call) -> None:
+        """See a call of a layer with text, of whatever block, before any method has its turn at it."""
 
 
 class Method(Protocol):
@@ -180,6 +199,10 @@ class Method(Protocol):
     def start_percent(self) -> float: ...
     @property
     def end_percent(self) -> float: ...
+
+    @property
+    def stories_first(self) -> bool:
+        """Whether conditionings without a story need what those with one leave, and are evaluated in a turn after."""
 
     def off(self) -> bool:
         """Whether it does nothing but overrule earlier ones of its kind."""

@@ -98,6 +98,7 @@ class Recorder:
     stacks: ClassVar[bool] = True
     widens: ClassVar[bool] = False
     reads_alone: ClassVar[bool] = False
+    stories_first: ClassVar[bool] = False
 
     def off(self) -> bool:
         return False
@@ -138,8 +139,8 @@ class Watch:
     def mass(self, call: Call, next: Next, rows: Span, columns: Tensor) -> Tensor:
         """The share of attention that falls on `columns` [rows, looks, text], mean over heads: [looks, rows, queries].
 
-        That is what attention itself gives for values with a channel for each look, 1 on its columns, so any back end
-        computes it, with whatever `next` does to the call. Where rows look at each other, all of them are asked.
+        Any back end computes it, with whatever `next` does to the call. Where rows look at each other, all of them are
+        asked.
         """
         assert call.text is not None
         columns = F.pad(columns, (call.text.start, call.k.shape[-2] - call.text.stop)).to(call.k)
@@ -150,18 +151,24 @@ class Watch:
             options = {**call.options, "mask": None}
             call = call._replace(q=call.q[own], k=call.k[own], v=call.v[own], rows=rows, options=options)
             own = slice(None)
-        looks, by_head = columns.shape[1], call.v.ndim == 4
-        channels = call.v.shape[-1] // (1 if by_head else call.heads)
-        ones = F.pad(columns.mT, (0, channels - looks))
-        ones = ones[:, None].expand_as(call.v) if by_head else ones.repeat(1, 1, call.heads)
-        watched = call._replace(v=ones.contiguous(), attention=call.unpatched)
-        if call.alone:
-            identity = torch.zeros_like(call.alone[1])
-            identity[..., ::channels] = 1
-            watched = watched._replace(alone=(call.alone[0], identity))
-        out = next(watched)[own]
-        heads = out if call.options.get("skip_output_reshape") else out.unflatten(-1, (call.heads, -1)).transpose(1, 2)
-        return heads[..., :looks].mean(1, dtype=torch.float32).permute(2, 0, 1)
+        return attention_on(columns, call, next)[:, own]
+
+
+def attention_on(columns: Tensor, call: Call, next: Next) -> Tensor:
+    """The share of a call's attention that falls on `columns` [rows, looks, keys], mean over heads: [looks, rows,
+    queries]. That is what attention itself gives for values with a channel for each look, 1 on its columns."""
+    looks, by_head = columns.shape[1], call.v.ndim == 4
+    channels = call.v.shape[-1] // (1 if by_head else call.heads)
+    ones = F.pad(columns.mT, (0, channels - looks))
+    ones = ones[:, None].expand_as(call.v) if by_head else ones.repeat(1, 1, call.heads)
+    watched = call._replace(v=ones.contiguous(), attention=call.unpatched)
+    if call.alone:
+        identity = torch.zeros_like(call.alone[1])
+        identity[..., ::channels] = 1
+        watched = watched._replace(alone=(call.alone[0], identity))
+    out = next(watched)
+    heads = out if call.options.get("skip_output_reshape") else out.unflatten(-1, (call.heads, -1)).transpose(1, 2)
+    return heads[..., :looks].mean(1, dtype=torch.float32).permute(2, 0, 1)
 
 
 def names_in(characters: Characters) -> list[str]:

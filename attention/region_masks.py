@@ -17,21 +17,23 @@ NEAREST = 0.1
 LEVELS = 256
 
 
-def otsu(values: Tensor) -> float:
-    """The threshold that splits `values` into the two classes farthest apart (Otsu 1979), of 256 bins."""
-    low, high = values.min().item(), values.max().item()
-    if high <= low:
-        return high
-    counts = torch.histc(values.double(), LEVELS, low, high)
+def otsu(values: Tensor) -> Tensor:
+    """Thresholds [...] that split `values` [..., n] into the two classes farthest apart (Otsu 1979), of 256 bins."""
+    values = values.double()
+    low, high = values.amin(-1, keepdim=True), values.amax(-1, keepdim=True)
     width = (high - low) / LEVELS
-    centres = low + width * (torch.arange(LEVELS, dtype=torch.float64) + 0.5)
-    below = counts.cumsum(0)[:-1]
-    sums = (counts * centres).cumsum(0)
-    above = counts.sum() - below
-    between = below * above * (sums[:-1] / below.clamp(min=1) - (sums[-1] - sums[:-1]) / above.clamp(min=1)) ** 2
+    bins = ((values - low) / width.clamp(min=1e-300)).long().clamp(max=LEVELS - 1)
+    counts = torch.zeros(*values.shape[:-1], LEVELS, dtype=values.dtype, device=values.device)
+    counts = counts.scatter_add(-1, bins, torch.ones_like(values))
+    centres = low + width * (torch.arange(LEVELS, dtype=values.dtype, device=values.device) + 0.5)
+    below = counts.cumsum(-1)[..., :-1]
+    sums = (counts * centres).cumsum(-1)
+    above = values.shape[-1] - below
+    between = below * above * (sums[..., :-1] / below.clamp(min=1) - (sums[..., -1:] - sums[..., :-1]) / above) ** 2
     # Empty bins between the classes are equally good: the middle of them is taken.
-    best = (between >= between.max() * (1 - 1e-9)).nonzero().flatten().double().mean().item()
-    return low + width * (best + 1)
+    best = (between >= between.amax(-1, keepdim=True) * (1 - 1e-9)).double()
+    middle = (best * torch.arange(1, LEVELS, dtype=values.dtype, device=values.device)).sum(-1) / best.sum(-1)
+    return torch.where(high > low, low + width * middle[..., None], high)[..., 0]
 
 
 def frame_masks(maps: Mapping[str, Tensor], grow: int) -> dict[str, Tensor] | None:
@@ -42,7 +44,7 @@ def frame_masks(maps: Mapping[str, Tensor], grow: int) -> dict[str, Tensor] | No
     """
     shares = torch.stack([own / own.mean().clamp(min=1e-12) for own in maps.values()])
     largest = shares.argmax(0)
-    places = [own > otsu(own) for own in maps.values()]
+    places = [own > otsu(own.flatten()) for own in maps.values()]
     cores = [place & (largest == n) for n, place in enumerate(places)]
     if any(core.float().mean() < SMALLEST for core in cores):
         return None

@@ -54,6 +54,7 @@ class Regions:
     stacks: ClassVar[bool] = True
     widens: ClassVar[bool] = True
     reads_alone: ClassVar[bool] = False
+    stories_first: ClassVar[bool] = False
 
     def off(self) -> bool:
         return self.strength == 0 or not any(self.layout.values())

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..story.script import numbered
 from ..svr.record import KEY
-from .method import Characters, Kept, Method
+from .method import Characters, Kept, Method, Turn
 from .rows import Cut
 
 FRAMES_AT_A_TIME = "onestory_frames_at_a_time"
@@ -98,7 +98,7 @@ def calc_cond_batch(
     step = options.get(KEY)
     passes = getattr(step, "passes", ())
     if not passes or len(x) != len(step.frames):
-        return executor(model, conds, x, timestep, model_options)
+        return in_turns(executor, model, conds, x, timestep, model_options)
     kept: Kept = {}
     parts = []
     for cut in passes:
@@ -107,9 +107,34 @@ def calc_cond_batch(
         own = {**options, KEY: step.part(cut, kept), "ad_params": ad_params}
         mine = [None if each is None else [cut.prepared(entry) for entry in each] for each in conds]
         given = {**model_options, "transformer_options": own}
-        parts.append(executor(model, mine, x[list(cut.rows)], cut.repeated(timestep), given))
+        parts.append(in_turns(executor, model, mine, x[list(cut.rows)], cut.repeated(timestep), given))
     order = torch.tensor([row for cut in passes for row in cut.rows]).argsort().to(x.device)
     return [torch.cat(outs)[order] for outs in zip(*parts)]
+
+
+def in_turns(
+    executor: Any, model: Any, conds: list[Any], x: Tensor, timestep: Tensor, model_options: dict[str, Any]
+) -> list[Tensor]:
+    """The answer to each list of conditionings, those with stories first where a method needs that.
+
+    ComfyUI takes as many conditionings into one pass as fit the memory, the negative ones first.
+    """
+    options = model_options["transformer_options"]
+    step = options.get(KEY)
+    stories = getattr(step, "stories", {})
+    told = [n for n, each in enumerate(conds) if any(c.get("uuid") in stories for c in each or ())]
+    others = [n for n in range(len(conds)) if n not in told]
+    needed = any(method.stories_first for method in getattr(step, "methods", ()))
+    if not needed or not told or not any(conds[n] for n in others):
+        return executor(model, conds, x, timestep, model_options)
+    left: dict[Any, Any] = {}
+    outs: dict[int, Tensor] = {}
+    for first, own in ((True, told), (False, others)):
+        mine = [each if n in own else None for n, each in enumerate(conds)]
+        given = {**model_options, "transformer_options": {**options, KEY: step._replace(turn=Turn(first, left))}}
+        answers = executor(model, mine, x, timestep, given)
+        outs |= {n: answers[n] for n in own}
+    return [outs[n] for n in range(len(conds))]
 
 
 def prepare_sampling(executor: Any, model: Any, noise_shape: Sequence[int], *args: Any, **kwargs: Any) -> Any:

@@ -17,7 +17,7 @@ from ..svr.record import KEY
 from .architectures import ARCHITECTURES, layers_of
 from .blocks import describe
 from .dispatch import Dispatch
-from .method import Alone, Batch, Characters, Chunk, Kept, Method, Placement
+from .method import Alone, Batch, Characters, Chunk, Kept, Method, Placement, Turn
 from .placing import fitting, place_stories, positive, rows_of
 from .rows import Cut, check_run, wrong_batch
 from .runs import FRAMES_AT_A_TIME, calc_cond_batch, prepare_sampling
@@ -50,7 +50,7 @@ def patch(model: Any, method: Method) -> Any:
     if method.off() and not any(type(m) is type(method) for m in methods):
         return clone
     options[KEY] = (*methods, method)
-    wrap(clone, WRAPPERS)
+    wrap(clone, WRAPPERS | (TURN_WRAPPERS if method.stories_first else {}))
     return clone
 
 
@@ -75,7 +75,7 @@ class Step(NamedTuple):
     """What one evaluation of the model has to know. `stories` are by the uuid of their conditioning.
 
     Its batch has a row for each of `frames`, that show `characters`. The latent pictures are of `size`. It is drawn in
-    `passes`, if any; in one of these, `kept` has what earlier ones left.
+    `passes`, if any; in one of these, `kept` has what earlier ones left. `turn` is as in `Batch`.
     """
 
     sampling: Sampling
@@ -87,6 +87,7 @@ class Step(NamedTuple):
     size: tuple[int, int]
     passes: tuple[Cut, ...] = ()
     kept: Kept | None = None
+    turn: Turn | None = None
 
     def part(self, cut: Cut, kept: Kept) -> "Step":
         """The step for the rows of one pass."""
@@ -211,6 +212,8 @@ def batch_of(step: Step, uuids: list[Any], x: Tensor, context: Tensor, model: An
         step.sampling,
         tuple(uuids),
         step.kept,
+        methods=step.sampling.methods,
+        turn=step.turn,
     )
 
 
@@ -240,7 +243,8 @@ WRAPPERS: dict[Any, Callable[..., Any]] = {
     WrappersMP.PREDICT_NOISE: predict_noise,
     WrappersMP.APPLY_MODEL: apply_model,
 }
+TURN_WRAPPERS: dict[Any, Callable[..., Any]] = {WrappersMP.CALC_COND_BATCH: calc_cond_batch}
 RUN_WRAPPERS: dict[Any, Callable[..., Any]] = {
-    WrappersMP.CALC_COND_BATCH: calc_cond_batch,
+    **TURN_WRAPPERS,
     WrappersMP.PREPARE_SAMPLING: prepare_sampling,
 }

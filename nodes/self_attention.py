@@ -75,6 +75,15 @@ class OneStorySelfAttention(io.ComfyNode):
                     advanced=True,
                 ),
                 seed_input("sampled tokens"),
+                io.Combo.Input(
+                    "share",
+                    options=["everything", "the character"],
+                    default="everything",
+                    optional=True,
+                    tooltip="“everything”: from all over another frame, its background too. “the character”: only from "
+                    "inside the characters that both frames show, found by Story Regions or else by the model's own "
+                    "attention (ConsiStory). Needs Story Prompt.",
+                ),
             ],
             outputs=[io.Model.Output(tooltip="For a sampler. It may serve any number of stories.")],
         )

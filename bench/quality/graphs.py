@@ -23,6 +23,7 @@ SELF_ATTENTION = {
     "end_percent": 1.0,
     "probability": "released",
     "seed": 0,
+    "share": "everything",
 }
 
 

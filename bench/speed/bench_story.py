@@ -76,6 +76,23 @@ def bench_step(compare, pytestconfig, checkpoint, nodes, step_side, short, frame
     )
 
 
+@pytest.mark.parametrize("frames", [4, 10])
+def bench_sharing_the_character(compare, checkpoint, nodes, step_side, short, frames):
+    """Consistent self-attention that looks for the character in every pass and shares only that, against all of it."""
+    short(frames, 4)
+    model, clip, _ = checkpoint
+    positive, negative = nodes.encode(clip, frames), nodes.encode_text(clip, "")
+    latent = latents(frames, step_side)
+    ours, everything = patched(model, "self-attention of the character"), patched(model, "self-attention")
+    compare(
+        f"one step, {frames} frames of {step_side}, self-attention sharing only the character",
+        lambda: sample(ours, positive, negative, latent, 1),
+        "sharing everything",
+        lambda: sample(everything, positive, negative, latent, 1),
+        memory=True,
+    )
+
+
 @pytest.mark.parametrize("frames", [2, 5, 10, 20])
 def bench_one_batch(compare, checkpoint, nodes, step_side, short, frames):
     """A story with SVR and IPCA, from its text to its latents, against so many pictures one by one."""

@@ -1,6 +1,7 @@
 """Stories through ComfyUI's samplers, in this process."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,9 +13,11 @@ from onestory.attention.self_attention import SelfAttention
 
 IDENTITY = IPCA(1.0, "released", 0.0, parse_blocks("all"), 0.0, 1.0, 0)
 SHARING = SelfAttention("anchors", 4, 4, 0.5, parse_blocks("late"), 0.0, 1.0, "always", 0)
+CHARACTER = replace(SHARING, share="the character")
 METHODS: dict[str, tuple[Method, ...]] = {
     "IPCA": (IDENTITY,),
     "self-attention": (SHARING,),
+    "self-attention of the character": (CHARACTER,),
     "IPCA and self-attention": (IDENTITY, SHARING),
 }
 

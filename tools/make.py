@@ -136,8 +136,8 @@ def run(args: argparse.Namespace) -> int:
                 errors = Maker(servers, groups, lambda server: check_server(server, ready, False), "drawings").run()
     finally:
         page = write_page(out, f"{args.stories.name} by {name}", groups, errors)
-    for drawing, error in errors.items():
-        host.say(f"Not drawn, {drawing.what}: {error}")
+    for drawing, why in errors.items():
+        host.say(f"Not drawn, {drawing.what}: {why}")
     if errors:
         host.say(f"{len(errors)} of {sum(map(len, groups))} drawings are missing, and tried again in the next run.")
     print(page)

@@ -8,6 +8,14 @@ import math
 
 import torch
 
+# --- how near float32 comes to them ----------------------------------------------------------------------------------
+
+ONE_ROUNDING = 1e-6
+"""Where one side is float64 and the other its float32, or a short sum in another order: eight times float32's eps."""
+
+ONE_LAYER = 1e-5
+"""One attention or encoder layer in float32 beside float64: logits near 30 are off by some eps of that, 4e-6."""
+
 # --- 1P1S: prompt embeddings ------------------------------------------------------------------------------------------
 
 

@@ -29,6 +29,7 @@ from families import (
 )
 from graphs import SVR, empty, encode, in_runs, ipca, positive, sample, scaled_error, self_attention, story
 from joint import Reference, attended, by_head, overridden
+from noise import PROMISED, bound
 from onestory.attention.architectures import Layers, layers_of
 from onestory.attention.architectures import flux as flux_blocks
 from onestory.attention.architectures.rotary import shift, turned
@@ -46,7 +47,7 @@ from onestory.nodes.self_attention import OneStorySelfAttention
 from onestory.story.parts import IDENTITY
 from onestory.svr.encoders import name_of
 from onestory.svr.record import KEY, Span
-from reference import naive_reweight, relative_error, singular_value_reweight
+from reference import ONE_ROUNDING, naive_reweight, relative_error, singular_value_reweight
 
 import nodes
 
@@ -133,9 +134,7 @@ def agree(family, case, given, cfg=1.0, further=0):
     want = sample(overridden(model, references), *given, cfg=cfg)
     assert references.calls > 0
     got = sample(ours, *given, cfg=cfg)
-    # Both are float32 outside of attention, over two steps. (With CFG 5, the unpatched model is 1e-5 from itself with
-    # attention in float64.)
-    assert scaled_error(got, want) < 1e-5
+    assert scaled_error(got, want) < bound(model, *given, cfg=cfg)
     assert scaled_error(got, sample(model, *given, cfg=cfg)) > 1e-3
     return references.calls
 
@@ -166,14 +165,14 @@ def test_reweighting_equals_the_formulas_with_svrs_alpha_for_clips_norms(family)
     [[embeds, options]] = before
     record = options[KEY].record
     [[naive, _]] = OneStoryNaiveReweight.execute(before, 2.0, 0.5).result[0]
-    assert relative_error(naive, naive_reweight(embeds, record)) < 1e-6
+    assert relative_error(naive, naive_reweight(embeds, record)) < ONE_ROUNDING
     if family is WAN:  # the zeros after </s> change no singular value
         ends = record.rows[0].spans[0].eot.start + 1
         assert not got[:, ends:].any()
         rows = [row._replace(spans=(row.spans[0]._replace(eot=Span(ends - 1, ends)),)) for row in record.rows]
         record = record._replace(rows=tuple(rows), encoders=(record.encoders[0]._replace(tokens=Span(0, ends)),))
         got, embeds = got[:, :ends], embeds[:, :ends]
-    assert relative_error(got, singular_value_reweight(embeds, record)) < 1e-6
+    assert relative_error(got, singular_value_reweight(embeds, record)) < ONE_ROUNDING
     row = record.rows[0].spans[0]
     text = torch.cat([embeds[0, slice(*at)] for at in (row.identity, *row.frames)]).double().norm(dim=-1).mean()
     assert record.encoders[0].scale == pytest.approx(28 / text.item())
@@ -312,7 +311,7 @@ def test_late_blocks_of_a_unet_are_its_up_blocks(sd):
 def test_runs_equal_one_batch(family, frames_per_run):
     given, patched = graph(family), self_attention(ipca(family.model()), anchors=1)
     got = in_runs(patched, *given, frames_per_run, anchors=1)
-    assert scaled_error(got, sample(patched, *given)) < 1e-4
+    assert scaled_error(got, sample(patched, *given)) < PROMISED
 
 
 @pytest.mark.parametrize("family", [QWEN_IMAGE, CHROMA_HD, FLUX2], ids=lambda family: family.name)
@@ -340,7 +339,7 @@ def test_rows_of_unequal_length_equal_each_row_alone(family):
     together = sample(model, conditioning, negative, latent)
     for row, entry in enumerate(own):
         alone = sample(model, entry, negative, {**latent, "samples": latent["samples"][:1], "batch_index": [0]})
-        assert scaled_error(together[row : row + 1], alone) < 1e-5
+        assert scaled_error(together[row : row + 1], alone) < PROMISED
     for row in record.rows:  # the paper's zero keys are as many as the row's own frame has tokens
         start, stop = row.spans[0].frames[0]
         zeros = identity_bias(row, record, 2.0, "paper", lengths[1])[0, -1]
@@ -349,7 +348,7 @@ def test_rows_of_unequal_length_equal_each_row_alone(family):
     # The masked columns stay masked beside our bias, and for what frames see of each other.
     agree(family, "both", (conditioning, negative, latent), cfg=2.0)
     given, patched = (conditioning, negative, latent), self_attention(ipca(model), anchors=1)
-    assert scaled_error(in_runs(patched, *given, 1, anchors=1), sample(patched, *given)) < 1e-4
+    assert scaled_error(in_runs(patched, *given, 1, anchors=1), sample(patched, *given)) < PROMISED
 
 
 def test_radiance_draws_pixels_as_chroma_draws_latents():
@@ -390,7 +389,7 @@ def test_references_of_z_image_stand_before_the_picture_and_hide_the_text(caplog
     before = 32 + Z_IMAGE.padded(conditioning[0][0].shape[1]) + 32
     whole = Reference(before, PICTURE, turn=Z_IMAGE.turn, blocks=numbered, sources=sources, sampled=sampled)
     got, want = (sample(m, *given, latent, cfg=1.0) for m in (self_attention(model), overridden(model, whole)))
-    assert scaled_error(got, want) < 1e-5
+    assert scaled_error(got, want) < bound(model, *given, latent, cfg=1.0)
     assert scaled_error(got, sample(model, *given, latent, cfg=1.0)) > 1e-3
 
 
@@ -405,7 +404,7 @@ def test_quoted_words_stand_between_text_and_picture():
     text = given[0][0][0].shape[1] + tokens
     whole = Reference(text, PICTURE, turn=family.turn, blocks=numbered, **known)
     got, want = (sample(model, *given, cfg=1.0) for model in (ours, overridden(family.model(), whole)))
-    assert scaled_error(got, want) < 1e-5
+    assert scaled_error(got, want) < bound(family.model(), *given, cfg=1.0)
     assert scaled_error(got, sample(family.model(), *given, cfg=1.0)) > 1e-3
 
 
@@ -449,7 +448,8 @@ def test_wans_two_attentions_equal_the_reference(cfg):
     characters = given[0][0][1][KEY].record.characters
     reference = ByTurns(columns(given[0]), anchor_sources(characters, 2))
     got = sample(self_attention(ipca(model)), *given, cfg=cfg)
-    assert scaled_error(got, sample(overridden(model, reference), *given, cfg=cfg)) < 1e-5
+    want = sample(overridden(model, reference), *given, cfg=cfg)
+    assert scaled_error(got, want) < bound(model, *given, cfg=cfg)
     assert scaled_error(got, sample(model, *given, cfg=cfg)) > 1e-3
 
 
@@ -464,7 +464,8 @@ def test_wans_look_at_a_first_picture_stays_plain():
     characters = conditioning[0][1][KEY].record.characters
     reference = ByTurns(columns(conditioning), anchor_sources(characters, 2))
     got = sample(self_attention(ipca(model)), *given, latent, cfg=1.0)
-    assert scaled_error(got, sample(overridden(model, reference), *given, latent, cfg=1.0)) < 1e-5
+    want = sample(overridden(model, reference), *given, latent, cfg=1.0)
+    assert scaled_error(got, want) < bound(model, *given, latent, cfg=1.0)
     assert reference.passed == 2 * 3, "in every step and block"
     assert scaled_error(got, sample(model, *given, latent, cfg=1.0)) > 1e-3
 
@@ -477,7 +478,8 @@ def test_wans_reference_before_the_picture_neither_gives_nor_takes():
     characters = conditioning[0][1][KEY].record.characters
     reference = ByTurns(columns(conditioning), anchor_sources(characters, 2), start=PICTURE)
     got = sample(self_attention(ipca(model)), *given, latent, cfg=1.0)
-    assert scaled_error(got, sample(overridden(model, reference), *given, latent, cfg=1.0)) < 1e-5
+    want = sample(overridden(model, reference), *given, latent, cfg=1.0)
+    assert scaled_error(got, want) < bound(model, *given, latent, cfg=1.0)
     assert scaled_error(got, sample(model, *given, latent, cfg=1.0)) > 1e-3
 
 
@@ -503,8 +505,8 @@ def test_keys_turned_further_are_those_of_the_picture_to_the_right(family):
     beside[..., family.axis] += 6
     keys = torch.randn(2, 1, at.shape[1], sum(family.axes), generator=torch.Generator().manual_seed(0))
     here, there = (rotated(keys, embedder(ids)) for ids in (at, beside))
-    assert relative_error(turned(here, shift(embedder, axes, family.axis, 6)), there) < 1e-6
-    assert relative_error(family.turn(here), there) < 1e-6
+    assert relative_error(turned(here, shift(embedder, axes, family.axis, 6)), there) < ONE_ROUNDING
+    assert relative_error(family.turn(here), there) < ONE_ROUNDING
 
 
 def embedder_of(family):
@@ -528,7 +530,8 @@ def test_all_frames_of_wans_videos_look_at_the_identity():
     reference = ByTurns(columns(conditioning), [[]] * 3)
     given = conditioning, negative, videos
     got = sample(ipca(WAN.model()), *given, cfg=1.0)
-    assert scaled_error(got, sample(overridden(WAN.model(), reference), *given, cfg=1.0)) < 1e-5
+    want = sample(overridden(WAN.model(), reference), *given, cfg=1.0)
+    assert scaled_error(got, want) < bound(WAN.model(), *given, cfg=1.0)
     assert (got - sample(WAN.model(), *given, cfg=1.0)).abs().amax((0, 1, 3, 4)).min() > 1e-3
     assert sample(self_attention(ipca(WAN.model())), *given, cfg=1.0).isfinite().all()
 

@@ -342,6 +342,17 @@ def test_linking_leaves_what_it_finds_alone(tmp_path):
     assert (other / "theirs.py").exists()
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no links are made there")
+def test_a_comfyui_that_cannot_be_written_to_is_a_sentence(tmp_path, monkeypatch):
+    def refuse(self, target):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    this = host.Host(make_comfyui(tmp_path / "ComfyUI"), Path(sys.executable))
+    with pytest.raises(Failure, match=r"can't be made \(Permission denied\): let .*custom_nodes be written to"):
+        host.link_pack(this, tmp_path)
+
+
 def test_a_server_is_stopped_with_its_children_when_the_block_fails(tmp_path, monkeypatch):
     this = host.Host(make_comfyui(tmp_path / "comfyui", FAKE_SERVER), Path(sys.executable))
     folder = tmp_path / "run"

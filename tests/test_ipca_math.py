@@ -5,11 +5,9 @@ import math
 import pytest
 import torch
 from onestory.attention.ipca import biased_attention, identity_bias
+from reference import ONE_LAYER, ONE_ROUNDING, kept_columns, plain_attention, relative_error
 from reference import identity_attention as identity_reference
-from reference import kept_columns, plain_attention, relative_error
 from stories import REFINER, SD2, SD15, SDXL, record
-
-TOLERANCE = 1e-5
 
 STORIES = {
     "2 frames, SD1.5": record([7, 9], encoders=SD15),
@@ -59,9 +57,9 @@ def test_ipca_equals_attention_over_concatenated_copies(name, variant, strength)
     want = identity_reference(q, k, v, 4, story, strength, variant)
     got = identity_attention(q, k, v, 4, story, strength, variant)
     assert got.shape == q.shape and got.dtype == q.dtype
-    assert relative_error(got, want) < TOLERANCE
+    assert relative_error(got, want) < ONE_LAYER
     for i in range(len(story.rows)):
-        assert relative_error(got[i], want[i]) < TOLERANCE
+        assert relative_error(got[i], want[i]) < ONE_LAYER
 
 
 @pytest.mark.parametrize("spread", [0.01, 8.0])
@@ -70,7 +68,7 @@ def test_ipca_equals_the_copies_for_flat_and_for_sharp_attention(variant, spread
     story = record([6, 4, 1, 8])
     q, k, v = tensors(4, 77, seed=1, spread=spread)
     want = identity_reference(q, k, v, 4, story, 1.0, variant)
-    assert relative_error(identity_attention(q, k, v, 4, story, 1.0, variant), want) < TOLERANCE
+    assert relative_error(identity_attention(q, k, v, 4, story, 1.0, variant), want) < ONE_LAYER
 
 
 @pytest.mark.parametrize("appended", [0, 5, 77])
@@ -83,9 +81,9 @@ def test_ipca_equals_the_copies_where_comfyui_repeats_the_context_and_nodes_appe
     k, v = k.repeat(1, repeats, 1), v.repeat(1, repeats, 1)
     want = identity_reference(q, k, v, 4, story, 0.7, variant, own_tokens=own)
     got = identity_attention(q, k, v, 4, story, 0.7, variant, own_tokens=own)
-    assert relative_error(got, want) < TOLERANCE
+    assert relative_error(got, want) < ONE_LAYER
     once = identity_reference(q, k[:, :own], v[:, :own], 4, story, 0.7, variant)
-    assert relative_error(got, once) < TOLERANCE, "repeating a context changes nothing"
+    assert relative_error(got, once) < ONE_LAYER, "repeating a context changes nothing"
 
 
 @pytest.mark.parametrize("variant", ["released", "paper"])
@@ -95,8 +93,8 @@ def test_rows_without_a_story_keep_their_attention(variant, strength):
     q, k, v = tensors(8, 77, seed=3)
     got = identity_attention(q, k, v, 4, story, strength, variant, plain_rows=5)
     plain = scaled_dot_product(q, k, v, 4)
-    assert relative_error(got[5:], identity_reference(q[5:], k[5:], v[5:], 4, story, strength, variant)) < TOLERANCE
-    assert relative_error(got[:5], plain[:5]) < 1e-6
+    assert relative_error(got[5:], identity_reference(q[5:], k[5:], v[5:], 4, story, strength, variant)) < ONE_LAYER
+    assert relative_error(got[:5], plain[:5]) < ONE_ROUNDING
     masked = scaled_dot_product(q, k, v, 4, mask=torch.zeros(8, 1, 77))
     if variant == "released":
         assert torch.equal(got[:5], masked[:5])
@@ -127,7 +125,7 @@ def test_ipca_respects_a_mask_that_is_there_already(variant, kind):
     visible = [t for t in range(30) if t not in (2, 3)]
     shorter = record([4, 1, 6], tokens=28, identity=4)
     want = identity_reference(q, k[:, visible], v[:, visible], 4, shorter, 1.0, variant)
-    assert relative_error(got, want) < TOLERANCE
+    assert relative_error(got, want) < ONE_LAYER
 
 
 @pytest.mark.parametrize("repeats", [1, 2])
@@ -166,4 +164,4 @@ def test_dropout_drops_single_second_copies_for_single_queries(p, variant, repea
             for query in range(queries):
                 dropped[i, query, zeroed[: len(zeroed) - left[query]]] = True
     want = identity_reference(q, k, v, 4, story, 0.8, variant, own_tokens=own, dropped=dropped)
-    assert relative_error(biased_attention(scaled_dot_product, q, k, v, 4, bias), want) < TOLERANCE
+    assert relative_error(biased_attention(scaled_dot_product, q, k, v, 4, bias), want) < ONE_LAYER

@@ -17,6 +17,7 @@ from comfy_extras.nodes_slg import SkipLayerGuidanceDiT
 from families import CHROMA_HD, COLUMNS, FLUX, FLUX2, PICTURE, ROWS, Family
 from graphs import empty, encode, identity_columns, ipca, positive, random, sample, scaled_error, self_attention, story
 from joint import Reference, overridden
+from noise import bound
 from onestory.attention.gathers import anchor_sources
 from onestory.attention.gathers import sample as draw
 from onestory.attention.schedule import seeded
@@ -168,6 +169,6 @@ def test_all_nodes_of_a_graph_work_together_in_any_order(case):
     first = other(graph._replace(model=ours(graph.model)))
     assert torch.equal(first.sample(first.model), everything)
     want = with_it.sample(overridden(with_it.model, reference(with_it)))
-    assert scaled_error(everything, want) < 1e-5
+    assert scaled_error(everything, want) < bound(with_it.model, run=with_it.sample)
     off = self_attention(ipca(with_it.model, strength=0.0), sampling_rate=0.0)
     assert torch.equal(with_it.sample(off), alone)

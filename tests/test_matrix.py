@@ -3,6 +3,7 @@
 import json
 import math
 import struct
+from argparse import Namespace
 
 import pytest
 from onestory.tools import host, matrix
@@ -56,14 +57,64 @@ def test_a_missing_node_and_a_version_that_fails_are_faults():
     assert matrix.judge({"error": "it ended with exit code 1"}, made())[1] == ["it ended with exit code 1"]
 
 
-def test_the_table_replaces_the_one_between_the_marks(tmp_path, monkeypatch):
+def row(version: str, **changed) -> dict:
+    return {"version": version, "how": "a ComfyUI folder", "date": "2026-11-26", **made(**changed)}
+
+
+def test_the_table_says_how_and_when_each_version_was_tried_the_newest_first():
+    newest = row("0.30.0")
+    broken = {**row("0.9.1"), "error": "it did not start"}
+    table, faults = matrix.tabulate([newest, broken, row("0.33.0", pictures=2)], newest)
+    assert [line.split(" | ") for line in table.splitlines()[2:]] == [
+        ["| 0.33.0", "a ComfyUI folder", "2026-11-26", "1 of 1", "1 of 1", "none |"],
+        ["| 0.30.0", "a ComfyUI folder", "2026-11-26", "1 of 1", "1 of 1", "– |"],
+        ["| 0.9.1", "a ComfyUI folder", "2026-11-26", "–", "–", "– |"],
+    ]
+    assert table.startswith(
+        "| ComfyUI | how it was tried | date | nodes | workflows | largest difference from 0.30.0 |"
+    )
+    assert faults == ["ComfyUI 0.33.0: Story: 2 pictures instead of 1", "ComfyUI 0.9.1: it did not start"]
+
+
+def test_the_table_replaces_the_rows_of_the_versions_that_were_tried(tmp_path, monkeypatch):
     monkeypatch.setattr(matrix, "README", tmp_path / "README.md")
-    matrix.README.write_text("before\n<!-- matrix -->\nold\n<!-- /matrix -->\nafter\n")
-    matrix.write("| new |\n")
-    assert matrix.README.read_text() == "before\n<!-- matrix -->\n\n| new |\n\n<!-- /matrix -->\nafter\n"
+    head = "| ComfyUI | how it was tried | from 0.30.0 |\n| --- | --- | --- |\n"
+    readme = "before\n<!-- matrix -->\n\n{}\n<!-- /matrix -->\nafter\n"
+    old = "| 0.30.0 | the index, Python 3.11 | old |\n| 0.9.0 | the index | old |\n"
+    matrix.README.write_text(readme.format(head + old))
+    matrix.write(f"{head}| 0.33.0 | a folder | new |\n| 0.30.0 | the index, Python 3.12 | new |\n")
+    rows = "| 0.33.0 | a folder | new |\n| 0.30.0 | the index, Python 3.12 | new |\n| 0.9.0 | the index | old |\n"
+    assert matrix.README.read_text() == readme.format(head + rows)
+    other = f"{head.replace('from 0.30.0', 'from 0.33.0')}| 0.33.0 | the index | – |\n"
+    matrix.write(other)
+    assert matrix.README.read_text() == readme.format(other)
     matrix.README.write_text("no marks")
     with pytest.raises(Failure, match="has no place for the table"):
         matrix.write("| new |\n")
+
+
+def test_any_comfyui_folder_gets_a_row_and_is_tried_again_each_time(tmp_path, monkeypatch):
+    theirs = tmp_path / "theirs"
+    (theirs / "comfy").mkdir(parents=True)
+    (theirs / "main.py").touch()
+    (theirs / "comfyui_version.py").write_text('__version__ = "0.45.1"\n')
+    newest = {**made(), "runs_on": "Python 3.11.7, torch 2.11.0"}
+    ran = []
+    monkeypatch.setattr(matrix, "VERSIONS", tmp_path / "versions")
+    monkeypatch.setattr(matrix, "write_models", lambda: tmp_path)
+    monkeypatch.setattr(matrix, "result", lambda source, *_: {**row(source.comfyui), **newest})
+    monkeypatch.setattr(matrix, "try_out", lambda this, *_: ran.append(this.comfyui) or newest)
+    monkeypatch.setattr(matrix, "today", lambda: "2026-11-26")
+    monkeypatch.setattr(matrix, "README", tmp_path / "README.md")
+    matrix.README.write_text("<!-- matrix -->\n<!-- /matrix -->\n")
+    args = Namespace(comfyui=[str(theirs)], versions=["0.27.0"], write=True)
+    assert matrix.run(args) == matrix.run(args) == 0
+    assert ran == [theirs, theirs]
+    cells = "| 0.45.1 | a ComfyUI folder, Python 3.11.7, torch 2.11.0 | 2026-11-26 | 1 of 1 | 1 of 1 | none |"
+    assert cells in matrix.README.read_text()
+    (theirs / "comfyui_version.py").unlink()
+    with pytest.raises(Failure, match="theirs does not say its version"):
+        matrix.run(args)
 
 
 def test_every_version_is_pinned_once_and_the_newest_comes_first():

@@ -9,11 +9,12 @@ from comfy.model_base import BaseModel
 from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 from families import FLUX
 from graphs import control, empty, encode, ipca, positive, random, sample, scaled_error, self_attention, story
+from noise import PROMISED
 from onestory.attention import runs
 from onestory.attention.runs import plan
 from onestory.nodes.attention_view import OneStoryAttentionRecorder
 from onestory.nodes.passes import OneStoryRuns
-from test_runs import ANCHORS, HEIGHT, PROMISED, SAMPLINGS, WIDTH, Twelve
+from test_runs import ANCHORS, HEIGHT, SAMPLINGS, WIDTH, Twelve
 from tiny import sd3, sd3_clip
 
 import nodes

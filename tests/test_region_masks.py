@@ -4,6 +4,7 @@ import pytest
 import torch
 from duplicates import run
 from graphs import empty, positive, random, story
+from noise import PROMISED
 from onestory.attention.region_masks import frame_masks, otsu, region_masks
 from onestory.nodes.attention_view import OneStoryAttentionRecorder
 from onestory.nodes.region_masks import OneStoryRegionMasks
@@ -39,7 +40,7 @@ def test_the_maps_of_a_character_are_the_attention_on_its_words(sd, negative):
     assert list(maps) == ["Mia", "Otto"]
     for name, onlooker in (("Mia", mia), ("Otto", otto)):
         assert maps[name].shape == (3, 8, 5)
-        assert relative_error(maps[name], onlooker.maps(8, 5)) < 1e-4
+        assert relative_error(maps[name], onlooker.maps(8, 5)) < PROMISED
     assert not maps["Otto"][1].any()
     torch.testing.assert_close(maps["Mia"][1], attention.maps()[1])
     samples = {"samples": random([3, 4, 8, 5])}

@@ -3,10 +3,10 @@
 import pytest
 import torch
 from graphs import empty, encode, ipca, ksampler, positive, sample, scaled_error, self_attention, story
+from noise import PROMISED
 from warned import warnings_of
 
 STEPS = 6
-PROMISED = 1e-4
 DIVISIONS = {
     "one sampler": [(0, 6)],
     "two halves": [(0, 3), (3, 6)],

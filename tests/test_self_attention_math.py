@@ -17,7 +17,16 @@ from onestory.attention.gathers import (
 )
 from onestory.attention.schedule import Place, seeded
 from onestory.attention.self_attention import SelfAttention
-from reference import anchor_frames, anchors_attention, plain_attention, relative_error, tile_starts, tiles_attention
+from reference import (
+    ONE_LAYER,
+    ONE_ROUNDING,
+    anchor_frames,
+    anchors_attention,
+    plain_attention,
+    relative_error,
+    tile_starts,
+    tiles_attention,
+)
 
 HEADS, DIM = 2, 8
 
@@ -145,7 +154,6 @@ CPU = torch.device("cpu")
 TRIO = (("Ann",), ("Bob",), ("Cat",), ("Ann", "Bob", "Cat"), (), ("Cat",), ("Bob",), ("Ann", "Cat"), ("Ann",))
 TRIO += (("Bob",), (), ("Cat",))
 TOGETHER = (("Ann", "Bob"), ("Ann", "Bob"), (), ("Ann", "Bob"), ("Bob",), ("Bob",))  # Ann is never alone
-PROMISED = 1e-5
 
 
 def plain(q, k, v, heads, **kwargs):
@@ -185,7 +193,7 @@ def check_anchors(characters, tokens, rate, anchors, attention=plain):
     by_name = anchor_frames(characters, anchors)
     samples = {f: picked(tokens, rate, f) for frames in by_name.values() for f in frames}
     got = got_anchors(qkv, characters, anchors, samples, attention)
-    assert relative_error(got, want_anchors(qkv, characters, by_name, samples)) < PROMISED
+    assert relative_error(got, want_anchors(qkv, characters, by_name, samples)) < ONE_LAYER
 
 
 @pytest.mark.parametrize("frames", range(1, 13))
@@ -212,7 +220,7 @@ def test_a_character_that_is_never_alone_is_anchored_where_it_is_shown():
     qkv = both_branches(len(TOGETHER), 35)
     samples = {f: picked(35, 0.5, f) for f in (0, 1, 4, 5)}
     want = want_anchors(qkv, TOGETHER, {"Ann": [0, 1], "Bob": [4, 5]}, samples)
-    assert relative_error(got_anchors(qkv, TOGETHER, 2, samples), want) < PROMISED
+    assert relative_error(got_anchors(qkv, TOGETHER, 2, samples), want) < ONE_LAYER
 
 
 def test_anchors_never_look_at_later_frames_and_nobody_at_a_frame_that_is_no_anchor():
@@ -237,7 +245,7 @@ def test_a_run_behind_its_anchors_is_computed_as_in_the_whole_story(characters):
     part = [*chunk, *(f + rows for f in chunk)]
     gathers = anchor_gathers(sources, chunk, [0, len(chunk)], tokens, samples.__getitem__, CPU)
     got = consistent_attention(plain, q[part], k[part], v[part], HEADS, gathers)
-    assert relative_error(got, whole[part]) < 1e-6
+    assert relative_error(got, whole[part]) < ONE_ROUNDING
 
 
 def want_tiles(qkv, groups, tile, samples):
@@ -267,7 +275,7 @@ def check_tiles(frames, tokens, rate, tile, attention=plain):
     if frames == 1:
         samples[0,] = torch.empty(0, dtype=torch.long)  # a frame alone is left plain
     got = got_tiles(qkv, characters, tile, samples, attention)
-    assert relative_error(got, want_tiles(qkv, groups, tile, samples)) < PROMISED
+    assert relative_error(got, want_tiles(qkv, groups, tile, samples)) < ONE_LAYER
 
 
 @pytest.mark.parametrize("frames", range(1, 13))
@@ -287,7 +295,7 @@ def test_tiles_slide_over_the_frames_that_show_the_same_characters():
     assert tiles_of(DUO, 2) == [[0, 4], [4, 7], [1, 8], [2, 5], [5, 6]]
     qkv = both_branches(len(DUO), 35)
     samples = {tuple(t): picked(70, 0.5, t[0]) for t in tiles_of(DUO, 2)}
-    assert relative_error(got_tiles(qkv, DUO, 2, samples), want_tiles(qkv, groups, 2, samples)) < PROMISED
+    assert relative_error(got_tiles(qkv, DUO, 2, samples), want_tiles(qkv, groups, 2, samples)) < ONE_LAYER
 
 
 def test_both_branches_in_one_call_equal_two_calls():
@@ -297,7 +305,7 @@ def test_both_branches_in_one_call_equal_two_calls():
     tile_samples = {tuple(t): picked(70, 0.5, t[0]) for t in tiles_of(DUO, 2)}
     for got, drawn in ((got_anchors, samples), (got_tiles, tile_samples)):
         apart = torch.cat([got(branch, DUO, 2, drawn, starts=[0]) for branch in (first, second)])
-        assert relative_error(got(qkv, DUO, 2, drawn), apart) < 1e-6
+        assert relative_error(got(qkv, DUO, 2, drawn), apart) < ONE_ROUNDING
 
 
 def test_keys_gathered_for_a_few_rows_at_a_time_give_the_same(monkeypatch):
@@ -308,7 +316,7 @@ def test_keys_gathered_for_a_few_rows_at_a_time_give_the_same(monkeypatch):
     for limit in (1, 2**14):
         monkeypatch.setattr(gathered_module, "GATHERED_ON_CPU", limit)
         few = got_anchors(qkv, TRIO, 2, samples), got_tiles(qkv, TRIO, 2, tile_samples)
-        assert all(relative_error(*pair) < 1e-6 for pair in zip(few, at_once, strict=True))
+        assert all(relative_error(*pair) < ONE_ROUNDING for pair in zip(few, at_once, strict=True))
 
 
 def test_a_sample_has_the_rates_share_of_the_tokens_each_once_in_order():

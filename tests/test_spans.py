@@ -25,7 +25,7 @@ from onestory.svr.consolidate import consolidate
 from onestory.svr.encoders import side_by_side
 from onestory.svr.measures import prompt_list
 from onestory.svr.record import KEY, Span, token_norms
-from reference import naive_reweight, relative_error, singular_value_reweight
+from reference import ONE_LAYER, naive_reweight, relative_error, singular_value_reweight
 from safetensors.torch import save_file
 from tiny import sd3_clip
 
@@ -470,7 +470,7 @@ def test_each_alone_puts_what_clip_text_encode_makes_of_a_description_where_the_
                 alone = clip_text_encode(clip, next(c.description for c in story.characters if c.name == name))[0][0]
                 count = span.stop - span.start
                 want[j, span.start : span.stop, channels] = alone[0, first : first + count, channels]
-    torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(got, want, atol=ONE_LAYER, rtol=ONE_LAYER)
     assert relative_error(got[0], together[0]) > 1e-3
     assert torch.equal(got[3], together[3]), "a frame that shows nobody"
     torch.testing.assert_close(got_options[KEY].norms, token_norms(got, record))
@@ -518,7 +518,7 @@ def test_sot_and_identity_are_the_same_vectors_in_the_identity_prompt_alone(sd, 
     stop = options[KEY].record.rows[0].spans[0].identity.stop
     [[alone, _]] = clip_text_encode(clip, FOX)
     assert stop == 8
-    assert relative_error(embeds[:, :stop], alone[:, :stop].expand(4, -1, -1)) < 1e-5
+    assert relative_error(embeds[:, :stop], alone[:, :stop].expand(4, -1, -1)) < ONE_LAYER
     assert relative_error(embeds[:, stop : stop + 1], alone[:, stop : stop + 1].expand(4, -1, -1)) > 1e-2
 
 
@@ -621,7 +621,7 @@ def test_reweighting_a_real_encoders_output_agrees_with_the_formulas(clips, mode
     before = conditioning[0][0].clone()
     for node, reference in ((OneStorySVR, singular_value_reweight), (OneStoryNaiveReweight, naive_reweight)):
         [[embeds, options]] = node.execute(conditioning, **DEFAULTS[node]).result[0]
-        assert relative_error(embeds, reference(before, record_of(conditioning))) < 1e-5
+        assert relative_error(embeds, reference(before, record_of(conditioning))) < ONE_LAYER
         assert options == conditioning[0][1] and options is not conditioning[0][1]
         assert torch.equal(conditioning[0][0], before), "the conditioning that came in is left as it was"
 
@@ -795,8 +795,8 @@ def test_negative_weights_by_interleaved_keys_and_values_are_reweighted_with_the
 
     [[got, _]] = node.execute(interleaved, **{**DEFAULTS[node], **changed}).result[0]
     [[want, _]] = node.execute(plain, **{**DEFAULTS[node], **changed}).result[0]
-    assert relative_error(got[:, 0::2], want) < 1e-5
-    assert relative_error(got[:, 1::2], want * sign) < 1e-5
+    assert relative_error(got[:, 0::2], want) < ONE_LAYER
+    assert relative_error(got[:, 1::2], want * sign) < ONE_LAYER
     OneStoryInspect.execute(interleaved)
 
 

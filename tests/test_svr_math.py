@@ -5,12 +5,10 @@ import math
 import pytest
 import torch
 from onestory.svr.reweight import naive_reweight, singular_value_reweight
+from reference import ONE_LAYER, relative_error
 from reference import naive_reweight as naive_reference
-from reference import relative_error
 from reference import singular_value_reweight as svr_reference
 from stories import REFINER, SD2, SDXL, embeddings, mixed, record, repeat_words
-
-TOLERANCE = 1e-5
 
 STORIES = {
     "2 frames, 768": record([7, 9]),
@@ -34,7 +32,7 @@ PARAMETERS = [
 ]
 
 
-def assert_agree(got, want, record, tolerance=TOLERANCE):
+def assert_agree(got, want, record, tolerance=ONE_LAYER):
     """Close as a whole, and in each span by itself: a suppressed span is far smaller than the others."""
     assert relative_error(got, want) < tolerance
     floor = 1e-12 * want.norm()

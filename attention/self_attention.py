@@ -5,7 +5,7 @@ sampled from other frames of its group, conditional and unconditional rows each 
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,7 +24,8 @@ from .gathers import (
     tiles_of,
     turn_others,
 )
-from .method import Batch, Call, Characters, Kind, Next, Report
+from .keeping import Keeping, Left
+from .method import Batch, Call, Cast, Characters, Kind, Next, Report
 from .schedule import Place, seeded
 
 FIRST, EARLY = 0.0005, 0.4
@@ -71,11 +72,11 @@ class SelfAttention:
             return 0.0
         return 0.9 if place.reached(EARLY) else 0.7
 
-    def sources(self, characters: Characters) -> list[list[int]]:
+    def sources(self, cast: Cast) -> list[list[int]]:
         if self.variant == "anchors":
-            return anchor_sources(characters, self.anchors)
-        tiles = tiles_of(characters, self.tile)
-        return [sorted({f for tile in tiles if j in tile for f in tile} - {j}) for j in range(len(characters))]
+            return anchor_sources(cast.characters, self.anchors)
+        tiles = tiles_of(cast.characters, self.tile)
+        return [sorted({f for tile in tiles if j in tile for f in tile} - {j}) for j in range(len(cast.characters))]
 
     def prepare(self, batch: Batch) -> "Sharing | None":
         alone = len(batch.frames) == 1 and batch.kept is None
@@ -102,12 +103,12 @@ def check_complete(method: SelfAttention, record: Record) -> None:
         )
 
 
-class Sharing:
+class Sharing(Keeping):
     """Consistent self-attention in one forward pass. Layers of one size share their samples."""
 
     def __init__(self, method: SelfAttention, batch: Batch):
-        self.method = method
-        self.batch = batch
+        super().__init__(method, batch)
+        self.method: SelfAttention = method
         self.seen: dict[tuple[int, Keys, bool], Seen] = {}
 
     @torch.compiler.disable
@@ -115,7 +116,7 @@ class Sharing:
         seen = self.sources(call)
         if seen is None:
             return next(call)
-        self.leave(call, seen)
+        self.leave(call, seen.left, call.turn)
         if not seen.gathers:
             return next(call)
         attention = call.attention_by(next)
@@ -132,32 +133,6 @@ class Sharing:
             kept=kept,
             **call.options,
         )
-
-    def leave(self, call: Call, seen: "Seen") -> None:
-        """Keep what frames of later passes look at."""
-        if not seen.left:
-            return
-        assert self.batch.kept is not None
-        for start, frame, row, keys in seen.left:
-            k = call.turn(call.k[row : row + 1])[0] if call.turn else call.k[row]
-            own = k.index_select(-2, keys), call.v[row].index_select(-2, keys)
-            self.batch.kept[self.key(call, start, frame)] = own
-
-    def found(self, call: Call, start: int, frame: int) -> tuple[Tensor, Tensor]:
-        """The keys and values of a frame that an earlier pass has drawn. Raises `ValueError` where none has."""
-        kept = (self.batch.kept or {}).get(self.key(call, start, frame))
-        if kept is None:
-            raise ValueError(
-                f"Consistent Self-Attention lacks frame {frame + 1}, which was drawn without this conditioning: take "
-                "Story Runs out, or the node that gives some frames other conditionings (such as Cond Set Default "
-                "Combine)."
-            )
-        return kept
-
-    def key(self, call: Call, start: int, frame: int) -> tuple[Any, ...]:
-        """What `Batch.kept` has a frame's keys and values under: an attention map is drawn from other values."""
-        watched = call.attention is call.unpatched
-        return self.method, call.layer, watched, self.batch.uuids[start // len(self.batch.frames)], frame
 
     def sources(self, call: Call) -> "Seen | None":
         """What the rows look at in a layer, or None where they look only at themselves."""
@@ -205,15 +180,6 @@ class Sharing:
             return Seen([], None, left)
         turns = call.turn and any(gather.keys is not None for gather in gathers)
         return Seen(gathers, turn_others(gathers, len(call.k), place.keys) if turns else None, left)
-
-
-class Left(NamedTuple):
-    """A frame that later passes look at: its chunk's first row, its own row, and which of its keys, [count]."""
-
-    start: int
-    frame: int
-    row: int
-    keys: Tensor
 
 
 class Seen(NamedTuple):

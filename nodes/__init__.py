@@ -3,6 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 
 from .attention_view import OneStoryAttentionRecorder, OneStoryAttentionView
+from .between import OneStoryInBetweens
 from .board import OneStoryBoard
 from .book import OneStoryBook
 from .cast import OneStoryCast
@@ -47,6 +48,7 @@ class OneStoryExtension(ComfyExtension):
             OneStoryCast,
             OneStoryFrames,
             OneStoryCollectFrames,
+            OneStoryInBetweens,
             OneStoryTransitions,
             OneStoryJoinClips,
             OneStoryInspect,

@@ -50,6 +50,7 @@ class OneStoryInBetweens(io.ComfyNode):
                     tooltip="“all neighbours”: between every frame and the next. “same characters”: only where both "
                     "show the same characters, and a cut elsewhere.",
                 ),
+                *reach_inputs(blocks="all"),
                 io.String.Input(
                     "cuts",
                     default="",
@@ -62,7 +63,6 @@ class OneStoryInBetweens(io.ComfyNode):
                     tooltip="Needed when the conditionings have something for each frame, such as a ControlNet with a "
                     "picture for each: apply it before this node and wire both.",
                 ),
-                *reach_inputs(blocks="all"),
             ],
             outputs=[
                 io.Model.Output(tooltip="For a sampler, or for Story Runs."),
@@ -84,11 +84,11 @@ class OneStoryInBetweens(io.ComfyNode):
         latent: dict[str, Any],
         count: int,
         pairs: str,
+        blocks: str,
+        start_percent: float,
+        end_percent: float,
         cuts: str = "",
         negative: list[list[Any]] | None = None,
-        blocks: str = "all",
-        start_percent: float = 0.0,
-        end_percent: float = 1.0,
     ) -> io.NodeOutput:
         record = record_of(conditioning)
         check_frames(record, len(latent["samples"]))

@@ -20,7 +20,10 @@ def tale():
 
 
 def between(model, conditioning, latent, count=2, pairs="all neighbours", cuts="", negative=None, **more):
-    return OneStoryInBetweens.execute(model, conditioning, latent, count, pairs, cuts, negative, **more).result
+    reach = {"blocks": "all", "start_percent": 0.0, "end_percent": 1.0} | more
+    return OneStoryInBetweens.execute(
+        model, conditioning, latent, count, pairs, cuts=cuts, negative=negative, **reach
+    ).result
 
 
 @pytest.mark.parametrize("patches", [(), (ipca, self_attention), (self_attention,)], ids=["alone", "both", "self"])

@@ -20,6 +20,7 @@ from .rows import Cut
 FRAMES_AT_A_TIME = "onestory_frames_at_a_time"
 """The key in `transformer_options` of the most frames that the model sees in one pass."""
 
+
 def plan(looks: Sequence[set[int]], most: int) -> list[tuple[int, ...]]:
     """The rows of each pass, where row i looks at the rows `looks[i]`.
 

@@ -137,7 +137,7 @@ def record_of(conditioning: list[list[Any]]) -> Record:
 
 
 def check_frames(record: Record, latents: int) -> None:
-    """Raise `ValueError` unless the record is a whole story's, of two frames or more, and there is a latent for each."""
+    """Raise `ValueError` unless the record is a whole story's, of two frames or more, with a latent for each."""
     if record.between or [row.frame for row in record.rows] != list(range(record.frames)):
         raise ValueError(
             "Story In-Betweens has a part of a story, or one that has in-betweens already: wire the whole story from "

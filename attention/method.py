@@ -136,8 +136,8 @@ class Batch(NamedTuple):
     shows. `tokens` is the text's length; latent pictures are `size` high and wide, those of the whole canvas
     `canvas`, and a layer with n tokens has the size `layer_size(n)`, None if it has none. `place` is where in the
     model's schedule the pass stands. `uuids` are the chunks' conditionings. Where a story is drawn in several passes,
-    `kept` has what earlier ones left. With `alone`, the model reads these tokens after the text's. The last of the frames
-    are `between` others, as in `Cast`.
+    `kept` has what earlier ones left. With `alone`, the model reads these tokens after the text's. `between` is as in
+    `Cast`.
     """
 
     chunks: tuple[Chunk, ...]

@@ -1,8 +1,11 @@
 """Pictures between a story's frames: text and noise lie between theirs, and they look at both."""
 
 import math
+from io import BytesIO
 from types import SimpleNamespace
 
+import av
+import numpy
 import pytest
 import torch
 from comfy.ldm.modules.attention import attention_basic
@@ -11,6 +14,8 @@ from onestory.attention.between import InBetweens, between_noise, slerp
 from onestory.attention.method import Cast
 from onestory.nodes.between import OneStoryInBetweens
 from onestory.svr.record import KEY, Attached, Between, Encoder, Record, Row, Span, Spans
+from studio import saved
+from test_server import graph, node
 
 TALE = story("[Mia] a girl\n[Otto] an owl", "[Mia] runs", "[Mia] eats", "[Otto] flies")
 FILM = [0, 3, 1, 4, 2]
@@ -102,6 +107,32 @@ def test_the_storys_own_frames_are_in_the_film_as_they_were(sd, frames, negative
     film = sample(patched, conditioning, negative, stretched)
     assert len(film) == 5
     assert scaled_error(film[::2], want) < 1e-4
+
+
+def test_comfyuis_own_nodes_save_the_film(server):
+    """Six pictures that a player reads back are those that the batch decodes to, but for the codec."""
+    chosen = {"count": 4, "pairs": "all neighbours", "blocks": "all", "start_percent": 0.0, "end_percent": 1.0}
+    wired = {"model": ["between", 0], "positive": ["between", 1], "latent_image": ["between", 2]}
+    more = {
+        "between": node(
+            "OneStoryInBetweens", model=["ipca", 0], conditioning=["svr", 0], latent=["latent", 0], **chosen
+        ),
+        "latent": node("OneStoryLatent", story=["script", 0], width=64, height=64, noise="different"),
+        "sampler": node("KSampler", **graph()["sampler"]["inputs"] | wired),
+        "video": node("CreateVideo", images=["pictures", 0], fps=12.0),
+        "save": node("SaveVideo", video=["video", 0], filename_prefix="film", format="auto", codec="auto"),
+    }
+    film = {name: each for name, each in graph(frames="running\nsleeping", **more).items() if "board" not in name}
+    outputs = server.run(film)
+    pictures = [numpy.asarray(picture.convert("RGB")) for picture in saved(server, outputs, "save frames")]
+    (video,) = outputs["save"]["images"]
+    with av.open(BytesIO(server.download(video))) as file:
+        assert file.streams.video[0].average_rate == 12
+        read = [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]
+    assert len(pictures) == len(read) == 6
+    for got, want in zip(read, pictures):
+        assert got.shape == want.shape
+        assert abs(got.mean((0, 1)) - want.mean((0, 1))).max() < 8
 
 
 @pytest.mark.parametrize(

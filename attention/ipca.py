@@ -18,7 +18,7 @@ from torch import Tensor
 from ..story.parts import EOT, IDENTITY, SOT
 from ..svr.record import Record, Row, Span
 from .blocks import Blocks
-from .method import Batch, Call, Characters, Kind, Layer, Next, Report, additive
+from .method import Batch, Call, Cast, Kind, Layer, Next, Report, additive
 from .own_keys import OwnKeys, check_alone
 from .schedule import Place, seeded
 
@@ -57,8 +57,8 @@ class IPCA:
         if self.reads_alone:
             check_alone(records)
 
-    def sources(self, characters: Characters) -> list[list[int]]:
-        return [[] for _ in characters]
+    def sources(self, cast: Cast) -> list[list[int]]:
+        return [[] for _ in cast.characters]
 
     def prepare(self, batch: Batch) -> "Biases | OwnKeys | None":
         if self.off() or not any(chunk.placement for chunk in batch.chunks):

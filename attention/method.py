@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..svr.record import Record, Span
+from ..svr.record import Between, Record, Span
 from .blocks import Block, Blocks
 from .schedule import Place
 
@@ -21,6 +21,20 @@ Kind = Literal["self", "cross", "joint"]
 
 Characters = tuple[tuple[str, ...], ...]
 """For each frame of the story, who it shows."""
+
+
+class Cast(NamedTuple):
+    """The frames that a batch's rows draw, whom each frame of their story shows, and the last of its frames, which lie
+    between others."""
+
+    frames: tuple[int, ...]
+    characters: Characters
+    between: tuple[Between, ...] = ()
+
+    def ends(self, frame: int) -> Between | None:
+        """What a frame lies between, if it is no frame of the story itself."""
+        n = frame - len(self.characters) + len(self.between)
+        return self.between[n] if n >= 0 else None
 
 
 class Layer(NamedTuple):
@@ -131,7 +145,8 @@ class Batch(NamedTuple):
     `canvas`, and a layer with n tokens has the size `layer_size(n)`, None if it has none. `place` is where in the
     model's schedule the pass stands. `uuids` are the chunks' conditionings. Where a story is drawn in several passes,
     `kept` has what earlier ones left. With `alone`, the model reads these tokens after the text's. `methods` are all
-    that the graph asks for, at this place or at others. `turn` is the evaluation's, if it has several.
+    that the graph asks for, at this place or at others. `turn` is the evaluation's, if it has several. `between` is as
+    in `Cast`.
     """
 
     chunks: tuple[Chunk, ...]
@@ -150,6 +165,11 @@ class Batch(NamedTuple):
     alone: Alone | None = None
     methods: "tuple[Method, ...]" = ()
     turn: Turn | None = None
+    between: tuple[Between, ...] = ()
+
+    @property
+    def cast(self) -> Cast:
+        return Cast(self.frames, self.characters, self.between)
 
     @property
     def rows(self) -> int:
@@ -213,7 +233,7 @@ class Method(Protocol):
         Raises `ValueError` for a mistake in the graph; what can be drawn all the same is a warning.
         """
 
-    def sources(self, characters: Characters) -> list[list[int]]:
+    def sources(self, cast: Cast) -> list[list[int]]:
         """For each frame of a story, the other frames that it looks at: none of them is drawn in a later pass."""
 
     def prepare(self, batch: Batch) -> Prepared | None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..story.parts import IDENTITY
 from ..svr.record import Record, Span
 from .blocks import Blocks
-from .method import Batch, Call, Characters, Kind, Next, Report, one_hot
+from .method import Batch, Call, Cast, Characters, Kind, Next, Report, one_hot
 from .schedule import Place
 
 MOST = 30
@@ -106,8 +106,8 @@ class Recorder:
     def check(self, records: list[Record], places: list[Place], report: Report) -> None:
         self.recording.begin(records)
 
-    def sources(self, characters: Characters) -> list[list[int]]:
-        return [[] for _ in characters]
+    def sources(self, cast: Cast) -> list[list[int]]:
+        return [[] for _ in cast.characters]
 
     def prepare(self, batch: Batch) -> "Watch | None":
         # Parts of a picture (areas) are not seen.

@@ -22,7 +22,7 @@ from ..story.parts import EOT
 from ..svr.record import Record, Row
 from .blocks import Blocks
 from .ipca import among, biased_attention
-from .method import Batch, Call, Characters, Kind, Next, Report, one_hot
+from .method import Batch, Call, Cast, Kind, Next, Report, one_hot
 from .schedule import Place
 
 LEAST = 1e-4
@@ -72,8 +72,8 @@ class Regions:
                     f"{record.frames}: wire the same story into Story Regions and Story Prompt."
                 )
 
-    def sources(self, characters: Characters) -> list[list[int]]:
-        return [[] for _ in characters]
+    def sources(self, cast: Cast) -> list[list[int]]:
+        return [[] for _ in cast.characters]
 
     def prepare(self, batch: Batch) -> "Regional | None":
         if self.off() or not any(chunk.placement for chunk in batch.chunks):

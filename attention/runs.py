@@ -14,14 +14,11 @@ from torch import Tensor
 
 from ..story.script import numbered
 from ..svr.record import KEY
-from .method import Characters, Kept, Method, Turn
+from .method import Cast, Kept, Method, Turn
 from .rows import Cut
 
 FRAMES_AT_A_TIME = "onestory_frames_at_a_time"
 """The key in `transformer_options` of the most frames that the model sees in one pass."""
-
-Cast = tuple[tuple[int, ...], Characters]
-"""The frames that a conditioning's rows draw, and whom each frame of its story shows."""
 
 
 def plan(looks: Sequence[set[int]], most: int) -> list[tuple[int, ...]]:
@@ -76,10 +73,10 @@ class Passes:
         if key not in self.plans:
             looks: list[set[int]] = [set() for _ in range(rows)]
             # In a context window, a story's rows are others than the batch's.
-            for frames, characters in (cast for cast in key[1] if len(cast[0]) == rows):
-                row_of = {frame: row for row, frame in enumerate(frames)}
+            for cast in (cast for cast in key[1] if len(cast.frames) == rows):
+                row_of = {frame: row for row, frame in enumerate(cast.frames)}
                 for method in methods:
-                    sources = method.sources(characters)
+                    sources = method.sources(cast)
                     for frame, row in row_of.items():
                         looks[row] |= {row_of[s] for s in sources[frame] if s in row_of}
             planned = plan(looks, self.most) if rows > self.most else []

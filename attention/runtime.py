@@ -13,8 +13,9 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ..svr.record import KEY
+from ..svr.record import KEY, Between
 from .architectures import ARCHITECTURES, layers_of
+from .between import between_noise
 from .blocks import describe
 from .dispatch import Dispatch
 from .method import Alone, Batch, Characters, Chunk, Kept, Method, Placement, Turn
@@ -88,6 +89,7 @@ class Step(NamedTuple):
     passes: tuple[Cut, ...] = ()
     kept: Kept | None = None
     turn: Turn | None = None
+    between: tuple[Between, ...] = ()
 
     def part(self, cut: Cut, kept: Kept) -> "Step":
         """The step for the rows of one pass."""
@@ -112,6 +114,7 @@ def outer_sample(
             for branch, conds in guider.conds.items():
                 for c in conds:
                     check_run(branch, c, len(record.rows), record.frames)
+        noise = between_noise(noise, record)
     transformer_options = options["transformer_options"]
     sampling = Sampling(guider.model_patcher, transformer_options[KEY], transformer_options.get(FRAMES_AT_A_TIME, 0))
     sampling.check(records, sigmas[:-1].tolist(), noise.shape[0])
@@ -142,10 +145,10 @@ def predict_noise(
         )
         methods = ()
     record = next((story.record for story in stories.values() if len(story.record.rows) == rows), None)
-    frames, characters = cast_of(record) if record else without_story(rows)
-    step = Step(sampling, methods, place, stories, frames, characters, size_of(x))
+    cast = cast_of(record) if record else without_story(rows)
+    step = Step(sampling, methods, place, stories, cast.frames, cast.characters, size_of(x), between=cast.between)
     if window == rows:
-        casts = {cast_of(story.record) for story in stories.values()} | {(frames, characters)}
+        casts = {cast_of(story.record) for story in stories.values()} | {cast}
         step = step._replace(passes=sampling.cuts(methods, rows, casts))
     return executor(x, timestep, {**model_options, "transformer_options": {**options, KEY: step}}, seed)
 
@@ -214,6 +217,7 @@ def batch_of(step: Step, uuids: list[Any], x: Tensor, context: Tensor, model: An
         step.kept,
         methods=step.sampling.methods,
         turn=step.turn,
+        between=step.between,
     )
 
 

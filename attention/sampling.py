@@ -7,9 +7,9 @@ from typing import Any
 from ..svr.record import Record
 from .architectures import Architecture, layers_of
 from .blocks import Block
-from .method import Method
+from .method import Cast, Method
 from .rows import Cut
-from .runs import Cast, Passes
+from .runs import Passes
 from .schedule import Place
 
 
@@ -78,9 +78,9 @@ class Sampling:
 
 
 def cast_of(record: Record) -> Cast:
-    return tuple(row.frame for row in record.rows), record.characters
+    return Cast(tuple(row.frame for row in record.rows), record.characters, record.between)
 
 
 def without_story(rows: int) -> Cast:
     """The cast of a batch of so many rows that no story goes with: all show the same."""
-    return tuple(range(rows)), (("",),) * rows
+    return Cast(tuple(range(rows)), (("",),) * rows)

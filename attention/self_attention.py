@@ -11,7 +11,7 @@ from ..svr.record import Record
 from .blocks import Blocks
 from .character_sharing import CharacterSharing
 from .gathers import anchor_sources, tiles_of
-from .method import Batch, Characters, Kind, Report
+from .method import Batch, Cast, Kind, Report
 from .schedule import Place
 from .sharing import Sharing
 
@@ -69,11 +69,11 @@ class SelfAttention:
             return 0.0
         return 0.9 if place.reached(EARLY) else 0.7
 
-    def sources(self, characters: Characters) -> list[list[int]]:
+    def sources(self, cast: Cast) -> list[list[int]]:
         if self.variant == "anchors":
-            return anchor_sources(characters, self.anchors)
-        tiles = tiles_of(characters, self.tile)
-        return [sorted({f for tile in tiles if j in tile for f in tile} - {j}) for j in range(len(characters))]
+            return anchor_sources(cast.characters, self.anchors)
+        tiles = tiles_of(cast.characters, self.tile)
+        return [sorted({f for tile in tiles if j in tile for f in tile} - {j}) for j in range(len(cast.characters))]
 
     def prepare(self, batch: Batch) -> Sharing | None:
         alone = len(batch.frames) == 1 and batch.kept is None

@@ -19,6 +19,7 @@ from .gathers import (
     tiles_of,
     turn_others,
 )
+from .keeping import Keeping, Left
 from .method import Batch, Call, Characters, Next
 from .schedule import seeded
 
@@ -26,12 +27,12 @@ if TYPE_CHECKING:
     from .self_attention import SelfAttention
 
 
-class Sharing:
+class Sharing(Keeping):
     """Consistent self-attention in one forward pass. Layers of one size share their samples."""
 
     def __init__(self, method: "SelfAttention", batch: Batch):
-        self.method = method
-        self.batch = batch
+        super().__init__(method, batch)
+        self.method: SelfAttention = method
         self.seen: dict[tuple[Any, ...], Seen] = {}
 
     @torch.compiler.disable
@@ -39,7 +40,7 @@ class Sharing:
         seen = self.sources(call)
         if seen is None:
             return next(call)
-        self.leave(call, seen)
+        self.leave(call, seen.left, call.turn)
         if not seen.gathers:
             return next(call)
         attention = call.attention_by(next)
@@ -56,33 +57,6 @@ class Sharing:
             kept=kept,
             **call.options,
         )
-
-    def leave(self, call: Call, seen: "Seen") -> None:
-        """Keep what frames of later passes look at."""
-        if not seen.left:
-            return
-        assert self.batch.kept is not None
-        for source, row, keys in seen.left:
-            k = call.turn(call.k[row : row + 1])[0] if call.turn else call.k[row]
-            own = k.index_select(-2, keys), call.v[row].index_select(-2, keys)
-            self.batch.kept[self.key(call, source)] = own
-
-    def found(self, call: Call, source: Source) -> tuple[Tensor, Tensor]:
-        """The keys and values of a frame that an earlier pass has drawn. Raises `ValueError` where none has."""
-        kept = (self.batch.kept or {}).get(self.key(call, source))
-        if kept is None:
-            raise ValueError(
-                f"Consistent Self-Attention lacks frame {source.frame + 1}, which was drawn without this conditioning: "
-                "take Story Runs out, or the node that gives some frames other conditionings (such as Cond Set Default "
-                "Combine)."
-            )
-        return kept
-
-    def key(self, call: Call, source: Source) -> tuple[Any, ...]:
-        """What `Batch.kept` has a frame's keys and values under: an attention map is drawn from other values."""
-        watched = call.attention is call.unpatched
-        uuid = self.batch.uuids[source.start // len(self.batch.frames)]
-        return self.method, call.layer, watched, uuid, source.frame, source.names
 
     def sources(self, call: Call) -> "Seen | None":
         """What the rows look at in a layer, or None where they look only at themselves."""
@@ -133,14 +107,6 @@ class Sharing:
         """The tokens sampled from a frame of so many, or from all those of a tile."""
         among = tokens if isinstance(what, int) else tokens * len(what)
         return sample(among, self.method.sampling_rate, seeded(self.method.seed, self.batch.place.key, tokens, what))
-
-
-class Left(NamedTuple):
-    """A frame that later passes look at: its own row, and which of its keys, [count]."""
-
-    source: Source
-    row: int
-    keys: Tensor
 
 
 class Seen(NamedTuple):

@@ -3,6 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 
 from .attention_view import OneStoryAttentionRecorder, OneStoryAttentionView
+from .between import OneStoryInBetweens
 from .board import OneStoryBoard
 from .book import OneStoryBook
 from .cast import OneStoryCast
@@ -49,6 +50,7 @@ class OneStoryExtension(ComfyExtension):
             OneStoryFace,
             OneStoryFrames,
             OneStoryCollectFrames,
+            OneStoryInBetweens,
             OneStoryTransitions,
             OneStoryJoinClips,
             OneStoryInspect,

@@ -46,7 +46,7 @@ class OneStoryFrames(io.ComfyNode):
                 io.Combo.Input(
                     "missing",
                     options=[WHITE, NOTHING, ERROR],
-                    default=WHITE,
+                    default=ERROR,
                     tooltip="What a frame gets in the place of a picture that it hasn't, as one that shows nobody: a "
                     "“white picture”, which suits every node; “nothing”, for nodes whose picture inputs are optional; "
                     "or an “error” where a frame has no picture at all, and else nothing.",

@@ -75,6 +75,14 @@ class Row(NamedTuple):
         return named[part] if part in named else spans.frames[self.window.index(part)]
 
 
+class Between(NamedTuple):
+    """A picture between the frames `start` and `end`, at the `share` of the way from one to the other."""
+
+    start: int
+    end: int
+    share: float
+
+
 class Encoder(NamedTuple):
     """One text encoder, and which tokens and channels of the embedding are its own.
 
@@ -94,7 +102,8 @@ class Record(NamedTuple):
     """The map of a story's embedding [rows, tokens, channels]. Frames are numbered from 0.
 
     `width` is the number of channels where that is more than the encoders use. `interleaved` 2: the embedding has each
-    of the `tokens` twice, side by side, as a key and as a value (NegPiP).
+    of the `tokens` twice, side by side, as a key and as a value (NegPiP). Pictures `between` frames are numbered after
+    all of these, and `characters` has nobody for them.
     """
 
     frames: int
@@ -103,6 +112,7 @@ class Record(NamedTuple):
     characters: tuple[tuple[str, ...], ...]
     interleaved: int = 1
     width: int = 0
+    between: tuple[Between, ...] = ()
 
     @property
     def tokens(self) -> int:

@@ -25,8 +25,8 @@ class Louder:
     def check(self, records, places, report):
         pass
 
-    def sources(self, characters):
-        return [[] for _ in characters]
+    def sources(self, cast):
+        return [[] for _ in cast.characters]
 
     def prepare(self, batch):
         return self

@@ -31,9 +31,12 @@ from onestory.world.drawing.render import render  # noqa: E402
 WORKFLOWS = ROOT / "workflows"
 BANNER = ROOT / "docs" / "story.jpg"
 ICON = ROOT / "docs" / "icon.png"
+FILM = ROOT / "docs" / "film.png"
 SIDE = 512
 GUIDANCE = 4.5
 ICON_SIDE, ICON_GAP = 400, 10
+FILM_STORY = StoryText("film", "an orange fox with a scarf", "in the forest\nin the city\non the beach")
+FILM_STEPS = 12
 OTHERS_MODELS = {"LoraLoader": {0: "model", 1: "clip"}, "ControlNetApplyAdvanced": {0: "positive", 1: "negative"}}
 """Nodes that need a model made for another checkpoint, and which input each output takes the place of."""
 LOADERS = {"UNETLoader": 0, "DualCLIPLoader": 1, "VAELoader": 2}
@@ -221,6 +224,29 @@ def banner(client: Client, checkpoint: str) -> Image.Image:
     return compare({way: [Image.open(io.BytesIO(data)) for data in found[f"frame {way}"]] for way in demo.WAYS})
 
 
+def film(client: Client, checkpoint: str) -> Image.Image:
+    """A story and four pictures between each two of its frames, in a row."""
+    graph = json.loads((WORKFLOWS / "api" / "One Prompt One Story.json").read_text(encoding="utf-8"))
+    settings = {**demo.WORLD, "checkpoint": checkpoint, "seed": 4, "steps": FILM_STEPS}
+    graph = demo.fill_in(graph, FILM_STORY, settings)
+    sampler = next(node["inputs"] for node in graph.values() if node["class_type"] == "KSampler")
+    sides = {"model": "model", "conditioning": "positive", "latent": "latent_image"}
+    inputs = {ours: sampler[theirs] for ours, theirs in sides.items()}
+    inputs |= {"count": 4, "pairs": "all neighbours", "blocks": "all", "start_percent": 0.0, "end_percent": 1.0}
+    sampler |= {theirs: ["between", slot] for slot, theirs in enumerate(sides.values())}
+    decode = next(key for key, node in graph.items() if node["class_type"] == "VAEDecode")
+    shown = ("SaveImage", "OneStoryBoard")
+    graph = {key: node for key, node in graph.items() if node["class_type"] not in shown}
+    graph["between"] = {"class_type": "OneStoryInBetweens", "inputs": inputs}
+    graph["save"] = {"class_type": "SaveImage", "inputs": {"images": [decode, 0], "filename_prefix": "film"}}
+    outputs = client.run(graph, demo.ProgressBar(graph))
+    pictures = [Image.open(io.BytesIO(client.download(each))).convert("RGB") for each in images(outputs, ["save"])]
+    strip = Image.new("RGB", (sum(picture.width for picture in pictures), pictures[0].height))
+    for n, picture in enumerate(pictures):
+        strip.paste(picture, (n * picture.width, 0))
+    return strip
+
+
 def icon() -> Image.Image:
     """One fox in four places, as the Story World's own drawing has it."""
     places = (("forest", "day"), ("beach", "sunset"), ("snow", "day"), ("moon", "night"))
@@ -243,7 +269,7 @@ def icon() -> Image.Image:
 
 
 def main(names: Sequence[str]) -> None:
-    names = list(names or (*STORIES, BANNER.stem, ICON.stem))
+    names = list(names or (*STORIES, BANNER.stem, FILM.stem, ICON.stem))
     if ICON.stem in names:
         names.remove(ICON.stem)
         icon().save(ICON, optimize=True)
@@ -261,6 +287,8 @@ def main(names: Sequence[str]) -> None:
         for name in names:
             if name == BANNER.stem:
                 picture, path = banner(client, checkpoint.name), BANNER
+            elif name == FILM.stem:
+                picture, path = film(client, checkpoint.name), FILM
             else:
                 graph = graph_of(name, STORIES[name], checkpoint.name)
                 picture, path = thumbnail(boards(client, graph)), WORKFLOWS / f"{name}.jpg"
@@ -271,6 +299,9 @@ def main(names: Sequence[str]) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"{BANNER.stem}, {ICON.stem}, or a workflow: {', '.join(STORIES)}"
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help=f"{BANNER.stem}, {FILM.stem}, {ICON.stem}, or a workflow: {', '.join(STORIES)}",
     )
     main(parser.parse_args().names)

@@ -9,6 +9,7 @@ from .cast import OneStoryCast
 from .delay import OneStoryDelay
 from .film import OneStoryJoinClips, OneStoryTransitions
 from .frames import OneStoryCollectFrames, OneStoryFrames
+from .image_adapter import OneStoryImageAdapter
 from .inspect import OneStoryInspect
 from .ipca import OneStoryIPCA
 from .latent import OneStoryLatent
@@ -37,6 +38,7 @@ class OneStoryExtension(ComfyExtension):
             OneStoryIPCA,
             OneStorySelfAttention,
             OneStoryRegions,
+            OneStoryImageAdapter,
             OneStoryRuns,
             OneStoryLatent,
             OneStorySplit,

@@ -7,6 +7,7 @@ from .board import OneStoryBoard
 from .book import OneStoryBook
 from .cast import OneStoryCast
 from .delay import OneStoryDelay
+from .face import OneStoryFace
 from .film import OneStoryJoinClips, OneStoryTransitions
 from .frames import OneStoryCollectFrames, OneStoryFrames
 from .image_adapter import OneStoryImageAdapter
@@ -47,6 +48,7 @@ class OneStoryExtension(ComfyExtension):
             OneStoryBoard,
             OneStoryBook,
             OneStoryCast,
+            OneStoryFace,
             OneStoryFrames,
             OneStoryCollectFrames,
             OneStoryTransitions,

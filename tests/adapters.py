@@ -1,8 +1,10 @@
 """Small random adapter files of every layout, and what they compute, restated in float64 from the formulas."""
 
 import math
+from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 
 TEXT = 768
 LAYERS = 7
@@ -79,6 +81,21 @@ def adapter(kind: str, widths: list[int] | None = None, lora: int = 0, **sizes) 
 def flat(state: dict[str, dict]) -> dict[str, torch.Tensor]:
     """The same as safetensors have it."""
     return {f"{part}.{name}": weight for part, weights in state.items() for name, weight in weights.items()}
+
+
+class Code:
+    """A pickle that runs something when it is read."""
+
+    def __reduce__(self):
+        return print, ("this ran",)
+
+
+def write_adapters(folder: Path) -> None:
+    """Files of two layouts for a ViT-L and the random checkpoint, and one with code in it."""
+    folder.mkdir()
+    save_file(flat(adapter("base", embedding=768)), folder / "base.safetensors")
+    torch.save(adapter("plus", seen=1024), folder / "plus.bin")
+    torch.save({"image_proj": Code(), "ip_adapter": {}}, folder / "code.bin")
 
 
 # --- the formulas ----------------------------------------------------------------------------------------------------

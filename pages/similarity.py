@@ -39,6 +39,12 @@ def similar_to_first(vectors: np.ndarray, take: int) -> np.ndarray:
     return (unit @ unit[take, 0]).clip(-1, 1)
 
 
+def mean_similarity(vectors: np.ndarray, others: np.ndarray) -> float:
+    """The mean cosine similarity of all `vectors` [n, channels] to all `others` [m, channels]."""
+    units = [x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (vectors, others)]
+    return float((units[0] @ units[1].T).mean())
+
+
 def mean_pairwise(matrix: np.ndarray) -> float:
     """The mean over all pairs of two different frames, each pair once, of a symmetric [frames, frames] (CLIP-I)."""
     return float(matrix[np.triu_indices(len(matrix), 1)].mean())

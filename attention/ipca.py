@@ -38,6 +38,7 @@ class IPCA:
     name: ClassVar[str] = "IPCA"
     kinds: ClassVar[frozenset[Kind]] = frozenset({"cross", "joint"})
     stacks: ClassVar[bool] = False
+    adds: ClassVar[bool] = False
     widens: ClassVar[bool] = False
     stories_first: ClassVar[bool] = False
 

@@ -143,10 +143,10 @@ class Batch(NamedTuple):
     Each of `chunks` has a row for each of `frames`, numbered as in the story, whose `characters` says whom each frame
     shows. `tokens` is the text's length; latent pictures are `size` high and wide, those of the whole canvas
     `canvas`, and a layer with n tokens has the size `layer_size(n)`, None if it has none. `place` is where in the
-    model's schedule the pass stands. `uuids` are the chunks' conditionings. Where a story is drawn in several passes,
-    `kept` has what earlier ones left. With `alone`, the model reads these tokens after the text's. `methods` are all
-    that the graph asks for, at this place or at others. `turn` is the evaluation's, if it has several. `between` is as
-    in `Cast`.
+    model's schedule the pass stands. `methods` are all that are on there, `asked` all that the graph asks for, there or
+    elsewhere. `uuids` are the chunks' conditionings, and `positive` says of each whether it is none of the guider's
+    negative ones. Where a story is drawn in several passes, `kept` has what earlier ones left. With `alone`, the model
+    reads these tokens after the text's. `turn` is the evaluation's, if it has several. `between` is as in `Cast`.
     """
 
     chunks: tuple[Chunk, ...]
@@ -160,10 +160,12 @@ class Batch(NamedTuple):
     dtype: torch.dtype
     device: torch.device
     report: Report
+    methods: tuple["Method", ...] = ()
     uuids: tuple[Any, ...] = ()
+    positive: tuple[bool, ...] = ()
     kept: Kept | None = None
     alone: Alone | None = None
-    methods: "tuple[Method, ...]" = ()
+    asked: tuple["Method", ...] = ()
     turn: Turn | None = None
     between: tuple[Between, ...] = ()
 
@@ -205,6 +207,8 @@ class Method(Protocol):
     """The kinds of layer that it works on."""
     stacks: ClassVar[bool]
     """Whether all of its kind count where they overlap; else the last applied one does."""
+    adds: ClassVar[bool]
+    """Whether it adds to what a call gives without changing the call, so that it comes before those that watch it."""
     widens: ClassVar[bool]
     """Whether it hands on other keys than it is given, or weighs them for each query, so that it comes after those that
     look at them."""

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from ..svr.record import KEY
-from .method import Placement
+from .method import Alone, Chunk, Placement
 
 
 def place_stories(conds: dict[str, list[dict[str, Any]]], timestep: Tensor) -> dict[Any, Placement]:
@@ -55,3 +55,20 @@ def fitting(
         return None
     found = copies(placement.own_tokens, tokens)
     return placement._replace(copies=found) if found else None
+
+
+def alone_of(chunks: tuple[Chunk, ...], context: Tensor) -> Alone | None:
+    """The rows' identities encoded alone, as the context's rows; None where no row has one."""
+    found = [
+        (start, stop, placement.alone, placement.record)
+        for start, stop, placement in chunks
+        if placement is not None and placement.alone is not None
+    ]
+    if not found:
+        return None
+    counts = [0] * len(context)
+    tokens = context.new_zeros(len(context), max(own.shape[1] for _, _, own, _ in found), context.shape[2])
+    for start, stop, own, record in found:
+        tokens[start:stop, : own.shape[1]] = own.to(tokens)
+        counts[start:stop] = [row.alone for row in record.rows]
+    return Alone(tokens, tuple(counts))

@@ -96,6 +96,7 @@ class Recorder:
     name: ClassVar[str] = "Attention Recorder"
     kinds: ClassVar[frozenset[Kind]] = frozenset({"cross", "joint"})
     stacks: ClassVar[bool] = True
+    adds: ClassVar[bool] = False
     widens: ClassVar[bool] = False
     reads_alone: ClassVar[bool] = False
     stories_first: ClassVar[bool] = False

@@ -52,6 +52,7 @@ class Regions:
     name: ClassVar[str] = "Story Regions"
     kinds: ClassVar[frozenset[Kind]] = frozenset({"cross", "joint"})
     stacks: ClassVar[bool] = True
+    adds: ClassVar[bool] = False
     widens: ClassVar[bool] = True
     reads_alone: ClassVar[bool] = False
     stories_first: ClassVar[bool] = False

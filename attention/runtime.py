@@ -18,8 +18,8 @@ from .architectures import ARCHITECTURES, layers_of
 from .between import between_noise
 from .blocks import describe
 from .dispatch import Dispatch
-from .method import Alone, Batch, Characters, Chunk, Kept, Method, Placement, Turn
-from .placing import fitting, place_stories, positive, rows_of
+from .method import Batch, Characters, Chunk, Kept, Method, Placement, Turn
+from .placing import alone_of, fitting, place_stories, positive, rows_of
 from .rows import Cut, check_run, wrong_batch
 from .runs import FRAMES_AT_A_TIME, calc_cond_batch, prepare_sampling
 from .sampling import Sampling, cast_of, without_story
@@ -73,7 +73,8 @@ def wrap(patcher: Any, wrappers: Mapping[Any, Callable[..., Any]]) -> None:
 
 
 class Step(NamedTuple):
-    """What one evaluation of the model has to know. `stories` are by the uuid of their conditioning.
+    """What one evaluation of the model has to know. `stories` are by the uuid of their conditioning; `positives` are
+    the uuids of all that are not negative.
 
     Its batch has a row for each of `frames`, that show `characters`. The latent pictures are of `size`. It is drawn in
     `passes`, if any; in one of these, `kept` has what earlier ones left. `turn` is as in `Batch`.
@@ -83,6 +84,7 @@ class Step(NamedTuple):
     methods: tuple[Method, ...]
     place: Place
     stories: Mapping[Any, Placement]
+    positives: frozenset[Any]
     frames: tuple[int, ...]
     characters: Characters
     size: tuple[int, int]
@@ -146,7 +148,18 @@ def predict_noise(
         methods = ()
     record = next((story.record for story in stories.values() if len(story.record.rows) == rows), None)
     cast = cast_of(record) if record else without_story(rows)
-    step = Step(sampling, methods, place, stories, cast.frames, cast.characters, size_of(x), between=cast.between)
+    positives = frozenset(c["uuid"] for _, c in positive(guider.conds))
+    step = Step(
+        sampling,
+        methods,
+        place,
+        stories,
+        positives,
+        cast.frames,
+        cast.characters,
+        size_of(x),
+        between=cast.between,
+    )
     if window == rows:
         casts = {cast_of(story.record) for story in stories.values()} | {cast}
         step = step._replace(passes=sampling.cuts(methods, rows, casts))
@@ -213,29 +226,14 @@ def batch_of(step: Step, uuids: list[Any], x: Tensor, context: Tensor, model: An
         model.get_dtype_inference(),
         x.device,
         step.sampling,
+        step.methods,
         tuple(uuids),
+        tuple(uuid in step.positives for uuid in uuids),
         step.kept,
-        methods=step.sampling.methods,
+        asked=step.sampling.methods,
         turn=step.turn,
         between=step.between,
     )
-
-
-def alone_of(chunks: tuple[Chunk, ...], context: Tensor) -> Alone | None:
-    """The rows' identities encoded alone, as the context's rows; None where no row has one."""
-    found = [
-        (start, stop, placement.alone, placement.record)
-        for start, stop, placement in chunks
-        if placement is not None and placement.alone is not None
-    ]
-    if not found:
-        return None
-    counts = [0] * len(context)
-    tokens = context.new_zeros(len(context), max(own.shape[1] for _, _, own, _ in found), context.shape[2])
-    for start, stop, own, record in found:
-        tokens[start:stop, : own.shape[1]] = own.to(tokens)
-        counts[start:stop] = [row.alone for row in record.rows]
-    return Alone(tokens, tuple(counts))
 
 
 def size_of(latent: Tensor) -> tuple[int, int]:

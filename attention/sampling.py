@@ -71,10 +71,10 @@ class Sampling:
         return self.passes.of(rows, casts, tuple(m for m in methods if m in counting))
 
     def chosen(self, methods: tuple[Method, ...], block: Block) -> list[Method]:
-        """The methods that count in a block, those that stack first: of the others, the last of each kind."""
+        """The methods that count in a block, those that stack before the others: of these, the last of each kind."""
         here = [m for m in methods if block in self.reach[m]]
         last = {type(m): m for m in here if not m.stacks}
-        return sorted([*(m for m in here if m.stacks), *last.values()], key=lambda m: m.widens)
+        return sorted([*(m for m in here if m.stacks), *last.values()], key=lambda m: (not m.adds, m.widens))
 
 
 def cast_of(record: Record) -> Cast:

@@ -37,6 +37,7 @@ class SelfAttention:
     name: ClassVar[str] = "Consistent Self-Attention"
     kinds: ClassVar[frozenset[Kind]] = frozenset({"self", "joint"})
     stacks: ClassVar[bool] = False
+    adds: ClassVar[bool] = False
     widens: ClassVar[bool] = True
     reads_alone: ClassVar[bool] = False
 

@@ -32,7 +32,7 @@ class Subjects:
     def __init__(self, batch: Batch):
         self.batch = batch
         whole = batch.size == batch.canvas
-        self.layouts = [method for method in batch.methods if isinstance(method, Regions) and whole]
+        self.layouts = [method for method in batch.asked if isinstance(method, Regions) and whole]
         stories = ((chunk.start, chunk.placement) for chunk in batch.chunks if chunk.placement)
         self.seen = {start: Seen(placement, batch) for start, placement in stories}
         self.watched = [start for start, seen in self.seen.items() if not self.all_given(seen.record)]

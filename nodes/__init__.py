@@ -11,6 +11,7 @@ from .delay import OneStoryDelay
 from .face import OneStoryFace
 from .film import OneStoryJoinClips, OneStoryTransitions
 from .frames import OneStoryCollectFrames, OneStoryFrames
+from .image_adapter import OneStoryImageAdapter
 from .inspect import OneStoryInspect
 from .ipca import OneStoryIPCA
 from .latent import OneStoryLatent
@@ -39,6 +40,7 @@ class OneStoryExtension(ComfyExtension):
             OneStoryIPCA,
             OneStorySelfAttention,
             OneStoryRegions,
+            OneStoryImageAdapter,
             OneStoryRuns,
             OneStoryLatent,
             OneStorySplit,

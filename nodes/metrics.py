@@ -6,10 +6,11 @@ from comfy.clip_vision import ClipVisionModel
 from comfy_api.latest import io, ui
 
 from ..pages.board import match_captions
-from ..pages.similarity import cut_out, describe, mean_pairwise, similarities
+from ..pages.similarity import cut_out, describe, mean_pairwise, mean_similarity, similarities
 from ..pages.similarity_sheet import draw_similarity
 from ..story.script import Story
-from .types import CATEGORY, STORY, STORY_VECTORS
+from .cast import Cast, Member, count
+from .types import CATEGORY, STORY, STORY_CAST, STORY_VECTORS
 
 MODELS = ("clip_vision_model", "dinov2")
 """The kinds of vision model that answer with one vector for a whole picture, by ComfyUI's names."""
@@ -51,6 +52,12 @@ class OneStoryMetrics(io.ComfyNode):
                 STORY.Input(
                     "story", optional=True, tooltip="The story, whose captions name the frames in the heat map."
                 ),
+                STORY_CAST.Input(
+                    "cast",
+                    optional=True,
+                    tooltip="Who should look how, from Story Cast: the text then tells of each character how alike the "
+                    "frames that show it are to its pictures. Needs the story.",
+                ),
             ],
             outputs=[
                 io.Float.Output(
@@ -73,14 +80,17 @@ class OneStoryMetrics(io.ComfyNode):
         clip_vision: ClipVisionModel | None,
         mask: torch.Tensor | None = None,
         story: Story | None = None,
+        cast: Cast = (),
     ) -> io.NodeOutput:
         check(images, clip_vision, mask)
+        check_cast(images, story, cast)
         vectors = embed(clip_vision, subjects(images, mask))
         matrix = similarities(vectors)
         names = [""] * len(images)
         if story is not None:
             names = match_captions([frame.caption for frame in story.frames], len(images))
-        mean, text = mean_pairwise(matrix), describe(matrix, names)
+        likeness = [likeness_to(clip_vision, vectors, story, member) for member in cast] if story and cast else []
+        mean, text = mean_pairwise(matrix), "\n".join([*likeness, describe(matrix, names)])
         heat_map = torch.from_numpy(draw_similarity(matrix, names))[None]
         shown = ui.PreviewImage(heat_map, cls=cls).as_dict() | ui.PreviewText(text).as_dict()
         return io.NodeOutput(mean, heat_map, text, vectors, ui=shown | {"similarity": (mean,)})
@@ -106,10 +116,33 @@ def check(images: torch.Tensor, clip_vision: ClipVisionModel | None, mask: torch
         )
 
 
-def subjects(images: torch.Tensor, mask: torch.Tensor | None) -> list[torch.Tensor]:
+def check_cast(images: torch.Tensor, story: Story | None, cast: Cast) -> None:
+    if cast and story is None:
+        raise ValueError("Story Metrics has a cast and no story: wire `story` too, which says whom each frame shows.")
+    if cast and story is not None and len(images) != len(story.frames):
+        frames = f"{len(story.frames)} {'frame' if len(story.frames) == 1 else 'frames'}"
+        raise ValueError(
+            f"Story Metrics has {count(images)} and a cast for a story of {frames}: wire one picture for each frame, "
+            "or no cast."
+        )
+
+
+def likeness_to(clip_vision: ClipVisionModel | None, vectors: np.ndarray, story: Story, member: Member) -> str:
+    """A line on how alike the frames that show a member, of all `vectors` [frames, channels], are to its pictures."""
+    who = member.name or "the character"
+    shown = [j for j, frame in enumerate(story.frames) if member.name in frame.characters]
+    if not shown:
+        return f"{who}: in no frame"
+    pictures = embed(clip_vision, subjects(member.images, member.mask, "picture", f" of {who}"))
+    frames = "1 frame" if len(shown) == 1 else f"{len(shown)} frames"
+    return f"{who}: {mean_similarity(vectors[shown], pictures):.4f} between {frames} and {count(member.images)}"
+
+
+def subjects(images: torch.Tensor, mask: torch.Tensor | None, what: str = "frame", of: str = "") -> list[torch.Tensor]:
     """Each of `images` [frames, height, width, channels] as [1, height, width, 3]: whole, or its subject alone.
 
-    `mask` [1 or frames, height, width] may have another size than the pictures. Raises `ValueError` for an empty one.
+    `mask` [1 or frames, height, width] may have another size than the pictures. Raises `ValueError` for an empty one;
+    `what` and `of` are what the sentence says before and after a picture's number.
     """
     images = images[..., :3].to("cpu", torch.float32)
     if mask is None:
@@ -122,8 +155,8 @@ def subjects(images: torch.Tensor, mask: torch.Tensor | None) -> list[torch.Tens
         subject = cut_out(image.numpy(), own.numpy())
         if subject is None:
             raise ValueError(
-                f"The mask of frame {number} is empty: paint the character white, or leave the frame out of the "
-                "comparison."
+                f"The mask of {what} {number}{of} is empty: paint the character white, or leave the picture out of "
+                "the comparison."
             )
         found.append(torch.from_numpy(subject)[None])
     return found

@@ -39,17 +39,23 @@ def similar_to_first(vectors: np.ndarray, take: int) -> np.ndarray:
     return (unit @ unit[take, 0]).clip(-1, 1)
 
 
+def mean_similarity(vectors: np.ndarray, others: np.ndarray) -> float:
+    """The mean cosine similarity of all `vectors` [n, channels] to all `others` [m, channels]."""
+    units = [x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (vectors, others)]
+    return float((units[0] @ units[1].T).mean())
+
+
 def mean_pairwise(matrix: np.ndarray) -> float:
     """The mean over all pairs of two different frames, each pair once, of a symmetric [frames, frames] (CLIP-I)."""
     return float(matrix[np.triu_indices(len(matrix), 1)].mean())
 
 
-def cut_out(image: np.ndarray, mask: np.ndarray) -> np.ndarray | None:
+def cut_out(image: np.ndarray, mask: np.ndarray, ground: float = GREY) -> np.ndarray | None:
     """The subject of a picture alone, so that nothing around it counts.
 
-    `image` is [height, width, 3], `mask` [height, width], both 0..1. Pixels fade to neutral grey as the mask fades;
-    what comes back is the subject's bounding square [side, side, 3], grey where that leaves the picture. None where no
-    pixel of the mask reaches `INSIDE`.
+    `image` is [height, width, 3], `mask` [height, width], both 0..1. Pixels fade to the `ground`, neutral grey, as the
+    mask fades; what comes back is the subject's bounding square [side, side, 3], with the ground where that leaves the
+    picture. None where no pixel of the mask reaches `INSIDE`.
     """
     inside = mask >= INSIDE
     if not inside.any():
@@ -57,8 +63,8 @@ def cut_out(image: np.ndarray, mask: np.ndarray) -> np.ndarray | None:
     rows, columns = (np.flatnonzero(inside.any(axis)) for axis in (1, 0))
     height, width = rows[-1] + 1 - rows[0], columns[-1] + 1 - columns[0]
     side = max(height, width)
-    alone = GREY + (image - GREY) * mask[..., None]
-    padded = np.pad(alone, ((side, side), (side, side), (0, 0)), constant_values=GREY)
+    alone = ground + (image - ground) * mask[..., None]
+    padded = np.pad(alone, ((side, side), (side, side), (0, 0)), constant_values=ground)
     top, left = (side + first - (side - size) // 2 for first, size in ((rows[0], height), (columns[0], width)))
     return padded[top : top + side, left : left + side]
 

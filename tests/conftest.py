@@ -91,8 +91,9 @@ def negative(sd: StableDiffusion) -> list:
 def server(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory):
     """A client of a real ComfyUI server with the pack in it; the server runs for the rest of the session.
 
-    It has the random checkpoint, and the random vision model “clip.pt”.
+    It has the random checkpoint, the random vision model “clip.pt”, and random adapters that read it.
     """
+    import adapters
     import vision
     from studio import KEEPS
 
@@ -100,8 +101,9 @@ def server(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory):
     host.link_pack(this)
     folder = tmp_path_factory.mktemp("server")
     vision.write_clip(folder / "clip.pt")
+    adapters.write_adapters(folder / "ipadapter")
     paths = folder / "vision.yaml"
-    paths.write_text(json.dumps({"vision": {"clip_vision": str(folder)}}))
+    paths.write_text(json.dumps({"vision": {"clip_vision": str(folder), "ipadapter": str(folder / "ipadapter")}}))
     more = ("--extra-model-paths-config", str(paths), *KEEPS)
     with host.running(this, folder, models=checkpoint.parent, cpu=True, more=more) as url:
         yield client.Client(url)

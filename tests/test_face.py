@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 from graphs import random
-from onestory.nodes.face import SIDE, TEMPLATE, OneStoryFace, aligned
+from onestory.nodes.face import OneStoryFace
+from onestory.subjects.faces import SIDE, TEMPLATE, aligned
 
 POINTS = np.array(TEMPLATE, dtype=np.float64)
 

@@ -10,15 +10,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = ("nodes", "story", "svr", "attention", "pages", "tools", "bench", "world")
+ROOMS = ("nodes", "story", "svr", "attention", "subjects", "pages", "tools", "bench", "world")
 
 # What a room may import of this project, and of everything else but the standard library (None: anything).
 RULES = {
     "story": (set(), {"yaml", "regex"}),
     "svr": ({"story"}, {"torch"}),
     "attention": ({"story", "svr"}, {"torch", "comfy"}),
+    "subjects": (set(), {"torch"}),
     "pages": ({"story"}, {"numpy", "PIL", "regex"}),
-    "nodes": ({"story", "svr", "attention", "pages"}, None),
+    "nodes": ({"story", "svr", "attention", "subjects", "pages"}, None),
     "world": (set(), None),
     "tools": ({"story", "pages", "world"}, None),
     "bench": (set(ROOMS), None),

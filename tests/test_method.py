@@ -14,7 +14,8 @@ from onestory.attention.runtime import patch
 class Louder:
     """Adds a constant to the self-attention of its blocks."""
 
-    name, kinds, stacks, widens, reads_alone = "Louder", frozenset({"self"}), False, False, False
+    name, kinds = "Louder", frozenset({"self"})
+    stacks = adds = widens = reads_alone = False
     start_percent, end_percent = 0.0, 1.0
     constant: float
     blocks: tuple = parse_blocks("output.1")

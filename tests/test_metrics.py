@@ -7,6 +7,7 @@ import pytest
 import torch
 import vision
 from graphs import random, story
+from onestory.nodes.cast import Member
 from onestory.nodes.metrics import OneStoryMetrics, embed, subjects
 from onestory.pages.matrix import pool
 from onestory.pages.sheet import WIDTH
@@ -289,3 +290,44 @@ def test_a_dino_model_from_comfyuis_loader_is_measured(tmp_path, monkeypatch):
     similarity, _, text, _ = run(torch.stack([torch.zeros(32, 32, 3), random([32, 32, 3])]), model).result
     assert 0 < similarity < 1 - 1e-7
     assert text.startswith(f"mean {similarity:.4f} over 1 pair of 2 frames")
+
+
+# --- against the cast's pictures -------------------------------------------------------------------------------------
+
+
+def test_the_text_tells_of_each_character_how_like_its_pictures_its_frames_are(clip, images):
+    tale = story(
+        "[Mia] a fox\n[Otto] an owl\n[Ada] a cat", "[Mia] runs", "[Mia] and [Otto] talk", "[NC] rain", "[Otto] sits"
+    )
+    pictures = {"Mia": random([2, 40, 40, 3], 7), "Otto": random([1, 48, 30, 3], 8)}
+    mask = torch.zeros(1, 48, 30)
+    mask[:, 10:30, 5:25] = 1
+    cast = (
+        Member("Mia", pictures["Mia"]), Member("Otto", pictures["Otto"], mask), Member("Ada", pictures["Mia"])
+    )  # fmt: skip
+    text = run(images, clip, None, tale, cast).result[2]
+    alone = 0.5 + (pictures["Otto"] - 0.5) * mask[..., None]
+    with torch.inference_mode():
+        frames = [clip.encode_image(images[i : i + 1])["image_embeds"][0] for i in range(FRAMES)]
+        mia = [clip.encode_image(pictures["Mia"][i : i + 1])["image_embeds"][0] for i in range(2)]
+        otto = clip.encode_image(alone[:, 10:30, 5:25])["image_embeds"][0]
+    wanted = (
+        sum(cosine(frames[i], each) for i in (0, 1) for each in mia) / 4,
+        sum(cosine(frames[i], otto) for i in (1, 3)) / 2,
+    )
+    assert text.splitlines()[:3] == [
+        f"Mia: {wanted[0]:.4f} between 2 frames and 2 pictures",
+        f"Otto: {wanted[1]:.4f} between 2 frames and 1 picture",
+        "Ada: in no frame",
+    ]
+    assert text.splitlines()[3:] == run(images, clip, None, tale).result[2].splitlines()
+
+
+def test_a_cast_without_its_story_gets_a_sentence(clip, images):
+    cast = (Member("", images),)
+    with pytest.raises(ValueError, match="has a cast and no story: wire `story` too"):
+        run(images, clip, None, None, cast)
+    with pytest.raises(ValueError, match="has 4 pictures and a cast for a story of 1 frame:"):
+        run(images, clip, None, story("a fox", "runs"), cast)
+    with pytest.raises(ValueError, match="The mask of picture 1 of the character is empty"):
+        run(images, clip, None, story("a fox", *"abcd"), (Member("", images, torch.zeros(4, 48, 80)),))

@@ -57,7 +57,7 @@ def test_the_archive_holds_what_users_need_and_nothing_else():
     files = packed()
     top = {name.partition("/")[0] for name in files}
     needed = {"CHANGELOG.md", "LICENSE", "README.md", "__init__.py", "pyproject.toml", "requirements.txt"}
-    needed |= {"attention", "locales", "nodes", "pages", "story", "svr", "web", "workflows"}
+    needed |= {"attention", "locales", "nodes", "pages", "story", "subjects", "svr", "web", "workflows"}
     assert top - {"subgraphs"} == needed
     kinds = {Path(name).suffix for name in files}
     assert kinds <= {".py", ".json", ".jpg", ".md", ".ttf", ".txt", ".toml", ""}

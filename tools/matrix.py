@@ -118,7 +118,8 @@ def write_models() -> Path:
 
 def pack_digest() -> str:
     """The sha256 of all that a result depends on."""
-    files = [path for name in ("nodes", "story", "svr", "attention") for path in (host.ROOT / name).rglob("*.py")]
+    rooms = ("nodes", "story", "svr", "attention", "subjects")
+    files = [path for name in rooms for path in (host.ROOT / name).rglob("*.py")]
     files += [*WORKFLOWS.glob("*.json"), host.ROOT / "__init__.py", STUDIO, *MODELS, Path(__file__)]
     files += CUSTOM_NODES.glob("*.py")
     return hashlib.sha256("".join(f"{path.name} {host.digest(path)}\n" for path in sorted(files)).encode()).hexdigest()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = ("nodes", "story", "svr", "attention", "pages")
+FOLDERS = ("nodes", "story", "svr", "attention", "subjects", "pages")
 HOST = ("comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths", "node_helpers", "nodes", "server")
 
 # What no import names: how ComfyUI calls us, and what we call on the objects that it hands out. The names are those

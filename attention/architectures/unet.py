@@ -7,7 +7,7 @@ which layer it serves.
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import comfy.ldm.modules.attention
 from comfy.ldm.modules.attention import SpatialTransformer
@@ -38,6 +38,33 @@ def blocks(model: Any) -> list[Block]:
         for number, block in enumerate(blocks)
         if block is not None and any(isinstance(layer, SpatialTransformer) for layer in block)
     ]
+
+
+class Transformer(NamedTuple):
+    """A transformer of a block: its number there, its module's name, and the widths of its tokens and of the text's."""
+
+    block: Block
+    number: int
+    module: str
+    channels: int
+    text_channels: int
+
+
+def transformers(model: Any) -> list[Transformer]:
+    """A `BaseModel`'s transformers in the order in which diffusers names them: down, up, then the middle block."""
+    unet = model.diffusion_model
+    modules = {"input": "input_blocks.{}", "output": "output_blocks.{}", "middle": "middle_block"}
+    found = []
+    for block in sorted(blocks(model), key=lambda block: list(modules).index(block[0])):
+        prefix = f"{modules[block[0]].format(block[1])}."
+        for name, layer in unet.get_submodule(prefix[:-1]).named_children():
+            if isinstance(layer, SpatialTransformer):
+                for number, transformer in enumerate(layer.transformer_blocks):
+                    attention = transformer.attn2
+                    module = f"{prefix}{name}.transformer_blocks.{number}"
+                    widths = attention.heads * attention.dim_head, attention.to_k.in_features
+                    found.append(Transformer(block, number, module, *widths))
+    return found
 
 
 def parts(blocks: list[Block]) -> Parts:

@@ -3,7 +3,7 @@
 import full_size
 import pytest
 import stories
-from sampling import latents, patched, sample
+from sampling import latents, patched, sample, with_pictures
 
 POOLED = {"SD1.5": 768, "SDXL": 1280}
 
@@ -33,6 +33,27 @@ def bench_unet(compare, unet, device, frames, pixels, method):
         "unpatched",
         lambda: sample(model, positive, negative, latent, 1),
         goal=1.01 if method == "IPCA" else None,
+        memory=True,
+        most_rounds=30 if family == "SD1.5" else 7,
+    )
+
+
+@pytest.mark.parametrize("characters", [1, 4])
+def bench_pictures(compare, unet, device, characters):
+    """Characters from pictures, one in each of 4 frames."""
+    family, model = unet
+    pixels = 1024 if device.type == "cuda" else 256
+    record = stories.record(4, family, characters)
+    positive = stories.conditioning(record, POOLED[family])
+    negative = stories.plain_conditioning(1, positive[0][0].shape[-1], POOLED[family])
+    ours, latent = with_pictures(model, stories.CAST[:characters]), latents(4, pixels)
+    shown = f"{characters} {'character' if characters == 1 else 'characters'}"
+    compare(
+        f"one step of the {family} U-Net, 4 frames of {pixels}, pictures of {shown}",
+        lambda: sample(ours, positive, negative, latent, 1),
+        "unpatched",
+        lambda: sample(model, positive, negative, latent, 1),
+        goal=1.02,
         memory=True,
         most_rounds=30 if family == "SD1.5" else 7,
     )

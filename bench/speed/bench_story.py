@@ -2,7 +2,7 @@
 
 import pytest
 import stories
-from sampling import latents, patched, sample
+from sampling import latents, patched, sample, with_pictures
 
 STEPS = 2
 
@@ -19,9 +19,10 @@ def nodes():
 
     from nodes import CLIPTextEncode
 
-    def encode(clip, frames):
+    def encode(clip, frames, characters=0):
         """Story Prompt and SVR."""
-        (conditioning,) = OneStoryPrompt.execute(clip, stories.story(frames), "one prompt", 0, "story").result
+        story = stories.story(frames, characters)
+        (conditioning,) = OneStoryPrompt.execute(clip, story, "one prompt", 0, "story").result
         return OneStorySVR.execute(conditioning).result[0]
 
     def encode_text(clip, text):
@@ -89,6 +90,23 @@ def bench_sharing_the_character(compare, checkpoint, nodes, step_side, short, fr
         lambda: sample(ours, positive, negative, latent, 1),
         "sharing everything",
         lambda: sample(everything, positive, negative, latent, 1),
+        memory=True,
+    )
+
+
+@pytest.mark.parametrize("characters", [1, 4])
+def bench_pictures(compare, checkpoint, nodes, step_side, characters):
+    """Characters from pictures: the same frames with Image Characters and without."""
+    model, clip, _ = checkpoint
+    positive, negative = nodes.encode(clip, 4, characters), nodes.encode_text(clip, "")
+    ours, latent = with_pictures(model, stories.CAST[:characters]), latents(4, step_side)
+    shown = f"{characters} {'character' if characters == 1 else 'characters'}"
+    compare(
+        f"one step, 4 frames of {step_side}, pictures of {shown}",
+        lambda: sample(ours, positive, negative, latent, 1),
+        "unpatched",
+        lambda: sample(model, positive, negative, latent, 1),
+        goal=1.02,
         memory=True,
     )
 

@@ -1,15 +1,18 @@
 """Stories through ComfyUI's samplers, in this process."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
+from onestory.attention.architectures import unet
 from onestory.attention.blocks import parse_blocks
+from onestory.attention.image_adapter import ImageAdapter
 from onestory.attention.ipca import IPCA
 from onestory.attention.method import Method
 from onestory.attention.runtime import patch
 from onestory.attention.self_attention import SelfAttention
+from onestory.svr.record import Span
 
 IDENTITY = IPCA(1.0, "released", 0.0, parse_blocks("all"), 0.0, 1.0, 0)
 SHARING = SelfAttention("anchors", 4, 4, 0.5, parse_blocks("late"), 0.0, 1.0, "always", 0)
@@ -33,6 +36,17 @@ def overridden(model: Any, override: Callable[..., torch.Tensor]) -> Any:
     clone = model.clone()
     clone.model_options["transformer_options"]["optimized_attention_override"] = override
     return clone
+
+
+def with_pictures(model: Any, names: Sequence[str], tokens: int = 16) -> Any:
+    """The model with Image Characters: so many image tokens of each character, as of one picture with a plus file."""
+    start, layers = 0, {}
+    for each in unet.transformers(model.model):
+        layers[each.block, each.number] = Span(start, start := start + each.channels)
+    generator = torch.Generator().manual_seed(0)
+    keys = {name: torch.randn(2, tokens, start, generator=generator) for name in ("blank", *names)}
+    blank = keys.pop("blank")
+    return patch(model, ImageAdapter(keys, blank, layers, 0.7, parse_blocks("all"), 0.0, 1.0))
 
 
 def sample(model: Any, positive: list, negative: list, latent: torch.Tensor, steps: int = 2) -> torch.Tensor:

@@ -8,13 +8,17 @@ from onestory.svr.record import KEY, Attached, Record
 
 IDENTITY = "A watercolor painting of a young red fox with a blue scarf"
 PLACES = ["under an oak tree", "on a wooden boat", "by the window", "in deep snow", "at the market"]
+CAST = ("Ada", "Bo", "Cy", "Di")
 DEEDS = ["reading a book", "drinking hot tea", "painting a fence", "sleeping soundly"]
 
 
-def story(frames: int) -> Story:
-    """A story of so many different frames, of five to seven tokens each."""
-    lines = [f"{DEEDS[i % 4]} {PLACES[i % 5]}" for i in range(frames)]
-    return parse_script(IDENTITY, "\n".join(lines))
+def story(frames: int, characters: int = 0) -> Story:
+    """A story of so many different frames, of five to seven tokens each; with so many named characters, of whom each
+    frame shows the next one."""
+    names = [f"[{name}] " for name in CAST[:characters]] or [""]
+    lines = [f"{names[i % len(names)]}{DEEDS[i % 4]} {PLACES[i % 5]}" for i in range(frames)]
+    identity = "\n".join(f"{name}a young red fox" for name in names) if characters else IDENTITY
+    return parse_script(identity, "\n".join(lines))
 
 
 def prompt(frames: int) -> str:
@@ -22,7 +26,7 @@ def prompt(frames: int) -> str:
     return " ".join([IDENTITY, *(frame.prompt for frame in story(frames).frames)])
 
 
-def record(frames: int, family: str) -> Record:
+def record(frames: int, family: str, characters: int = 0) -> Record:
     """Where things stand in the embedding of a story for "SD1.5" or "SDXL"."""
     from functools import partial
 
@@ -32,7 +36,7 @@ def record(frames: int, family: str) -> Record:
     tokenizer = comfy.sdxl_clip.SDXLTokenizer() if family == "SDXL" else comfy.sd1_clip.SD1Tokenizer()
     tokenize = partial(tokenizer.tokenize_with_weights, return_word_ids=True)
     encoders = side_by_side("l", "g") if family == "SDXL" else side_by_side("l")
-    return consolidate(story(frames), tokenize, encoders)[2]
+    return consolidate(story(frames, characters), tokenize, encoders)[2]
 
 
 def embeddings(record: Record, seed: int = 0) -> torch.Tensor:

@@ -14,6 +14,7 @@ class Louder:
     """Adds a constant to the self-attention of its blocks."""
 
     name, kinds, stacks, widens, reads_alone = "Louder", frozenset({"self"}), False, False, False
+    stories_first = False
     start_percent, end_percent = 0.0, 1.0
     constant: float
     blocks: tuple = parse_blocks("output.1")

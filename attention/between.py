@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from ..svr.record import Record
+from .batch import Batch, Cast, Report
 from .blocks import Blocks
 from .gathered import consistent_attention
 from .gathers import Gather, Keys, Source, anchor_gathers
 from .keeping import Keeping, Left
-from .method import Batch, Call, Cast, Kind, Next, Report
+from .method import Call, Kind, Next
 from .schedule import Place
 
 
@@ -38,6 +39,8 @@ class InBetweens:
     stacks: ClassVar[bool] = False
     widens: ClassVar[bool] = False
     reads_alone: ClassVar[bool] = False
+    adds: ClassVar[bool] = False
+    stories_first: ClassVar[bool] = False
 
     def off(self) -> bool:
         return False

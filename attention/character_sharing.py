@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .batch import Batch, Characters, Placement
 from .gathers import Gather, Keys, Source, anchor_sources, neighbours, tiles_of
-from .method import Batch, Call, Characters, Placement
+from .method import Call
 from .sharing import Left, Seen, Sharing, seen_by
 from .subject_regions import Inside, Size, Subjects
 

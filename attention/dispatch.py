@@ -5,8 +5,9 @@ from functools import partial
 
 from torch import Tensor
 
+from .batch import Batch
 from .blocks import Block
-from .method import Batch, Call, Layer, Method, Next, Prepared, Watcher, call_attention
+from .method import Call, Layer, Method, Next, Prepared, Watcher, call_attention
 
 
 class Dispatch:

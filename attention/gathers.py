@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .method import Characters
+from .batch import Characters
 
 
 class Source(NamedTuple):

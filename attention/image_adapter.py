@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from ..svr.record import Record, Span
+from .batch import Batch, Characters, Report
 from .blocks import Block, Blocks
-from .method import Batch, Call, Characters, Kind, Next, Report
+from .method import Call, Kind, Next
 from .regions import Regions, at_size
 from .schedule import Place
 
@@ -45,6 +46,7 @@ class ImageAdapter:
     kinds: ClassVar[frozenset[Kind]] = frozenset({"cross"})
     stacks: ClassVar[bool] = True
     adds: ClassVar[bool] = True
+    stories_first: ClassVar[bool] = False
     widens: ClassVar[bool] = False
     reads_alone: ClassVar[bool] = False
 

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from ..story.parts import EOT, IDENTITY, SOT
 from ..svr.record import Record, Row, Span
+from .batch import Batch, Cast, Report
 from .blocks import Blocks
-from .method import Batch, Call, Cast, Kind, Layer, Next, Report, additive
+from .method import Call, Kind, Layer, Next, additive
 from .own_keys import OwnKeys, check_alone
 from .schedule import Place, seeded
 

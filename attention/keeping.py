@@ -5,8 +5,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from .batch import Batch
 from .gathers import Source
-from .method import Batch, Call, Method
+from .method import Call, Method
 
 
 class Left(NamedTuple):

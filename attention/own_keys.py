@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ..svr.encoders import name_of
 from ..svr.record import Record
-from .method import Batch, Call, Layer, Next, additive
+from .batch import Batch
+from .method import Call, Layer, Next, additive
 from .schedule import seeded
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from ..svr.record import KEY
-from .method import Alone, Chunk, Placement
+from .batch import Alone, Chunk, Placement
 
 
 def place_stories(conds: dict[str, list[dict[str, Any]]], timestep: Tensor) -> dict[Any, Placement]:

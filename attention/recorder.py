@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ..story.parts import IDENTITY
 from ..svr.record import Record, Span
+from .batch import Batch, Cast, Characters, Report
 from .blocks import Blocks
-from .method import Batch, Call, Cast, Characters, Kind, Next, Report, one_hot
+from .method import Call, Kind, Next, one_hot
 from .schedule import Place
 
 MOST = 30

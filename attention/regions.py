@@ -20,9 +20,10 @@ from torch import Tensor
 from ..story.layout import Box
 from ..story.parts import EOT
 from ..svr.record import Record, Row
+from .batch import Batch, Cast, Report
 from .blocks import Blocks
 from .ipca import among, biased_attention
-from .method import Batch, Call, Cast, Kind, Next, Report, one_hot
+from .method import Call, Kind, Next, one_hot
 from .schedule import Place
 
 LEAST = 1e-4

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ..story.script import numbered
 from ..svr.record import KEY
-from .method import Cast, Kept, Method, Turn
+from .batch import Cast, Kept, Turn
+from .method import Method
 from .rows import Cut
 
 FRAMES_AT_A_TIME = "onestory_frames_at_a_time"

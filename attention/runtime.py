@@ -15,10 +15,11 @@ from torch import Tensor
 
 from ..svr.record import KEY, Between
 from .architectures import ARCHITECTURES, layers_of
+from .batch import Batch, Characters, Chunk, Kept, Placement, Turn
 from .between import between_noise
 from .blocks import describe
 from .dispatch import Dispatch
-from .method import Batch, Characters, Chunk, Kept, Method, Placement, Turn
+from .method import Method
 from .placing import alone_of, fitting, place_stories, positive, rows_of
 from .rows import Cut, check_run, wrong_batch
 from .runs import FRAMES_AT_A_TIME, calc_cond_batch, prepare_sampling
@@ -87,11 +88,11 @@ class Step(NamedTuple):
     positives: frozenset[Any]
     frames: tuple[int, ...]
     characters: Characters
+    between: tuple[Between, ...]
     size: tuple[int, int]
     passes: tuple[Cut, ...] = ()
     kept: Kept | None = None
     turn: Turn | None = None
-    between: tuple[Between, ...] = ()
 
     def part(self, cut: Cut, kept: Kept) -> "Step":
         """The step for the rows of one pass."""
@@ -149,17 +150,7 @@ def predict_noise(
     record = next((story.record for story in stories.values() if len(story.record.rows) == rows), None)
     cast = cast_of(record) if record else without_story(rows)
     positives = frozenset(c["uuid"] for _, c in positive(guider.conds))
-    step = Step(
-        sampling,
-        methods,
-        place,
-        stories,
-        positives,
-        cast.frames,
-        cast.characters,
-        size_of(x),
-        between=cast.between,
-    )
+    step = Step(sampling, methods, place, stories, positives, *cast, size_of(x))
     if window == rows:
         casts = {cast_of(story.record) for story in stories.values()} | {cast}
         step = step._replace(passes=sampling.cuts(methods, rows, casts))

@@ -6,8 +6,9 @@ from typing import Any
 
 from ..svr.record import Record
 from .architectures import Architecture, layers_of
+from .batch import Cast
 from .blocks import Block
-from .method import Cast, Method
+from .method import Method
 from .rows import Cut
 from .runs import Passes
 from .schedule import Place

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from ..svr.record import Record
+from .batch import Batch, Cast, Report
 from .blocks import Blocks
 from .character_sharing import CharacterSharing
 from .gathers import anchor_sources, tiles_of
-from .method import Batch, Cast, Kind, Report
+from .method import Kind
 from .schedule import Place
 from .sharing import Sharing
 

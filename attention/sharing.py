@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .batch import Batch, Characters
 from .gathered import consistent_attention
 from .gathers import (
     Gather,
@@ -20,7 +21,7 @@ from .gathers import (
     turn_others,
 )
 from .keeping import Keeping, Left
-from .method import Batch, Call, Characters, Next
+from .method import Call, Next
 from .schedule import seeded
 
 if TYPE_CHECKING:

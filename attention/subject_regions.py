@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..svr.record import Record
+from .batch import Batch, Placement
 from .gathered import rows_of_mask
-from .method import Batch, Call, Placement, additive, call_attention, one_hot
+from .method import Call, additive, call_attention, one_hot
 from .recorder import attention_on, names_in
 from .region_masks import otsu
 from .regions import Region, Regions, at_size

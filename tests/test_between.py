@@ -10,8 +10,8 @@ import pytest
 import torch
 from comfy.ldm.modules.attention import attention_basic
 from graphs import empty, ipca, random, sample, scaled_error, self_attention, story
+from onestory.attention.batch import Cast
 from onestory.attention.between import InBetweens, between_noise, slerp
-from onestory.attention.method import Cast
 from onestory.nodes.between import OneStoryInBetweens
 from onestory.svr.record import KEY, Attached, Between, Encoder, Record, Row, Span, Spans
 from studio import saved

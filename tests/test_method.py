@@ -15,7 +15,7 @@ class Louder:
     """Adds a constant to the self-attention of its blocks."""
 
     name, kinds = "Louder", frozenset({"self"})
-    stacks = adds = widens = reads_alone = False
+    stacks = adds = widens = reads_alone = stories_first = False
     start_percent, end_percent = 0.0, 1.0
     constant: float
     blocks: tuple = parse_blocks("output.1")

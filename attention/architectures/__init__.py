@@ -4,8 +4,9 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
+from ..batch import Batch
 from ..blocks import Block, Blocks, Parts, by_name, selected
-from ..method import Batch, Call, Layer
+from ..method import Call, Layer
 from . import chroma, flux, flux2, hunyuan_image, lumina, mmdit, qwen_image, unet, wan
 
 

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...svr.record import Span
-from ..method import Batch, Call, additive, call_attention
+from ..batch import Batch
+from ..method import Call, additive, call_attention
 
 
 class Beside(NamedTuple):

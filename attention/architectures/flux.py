@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 from comfy.ldm.flux.model import Flux
 
 from ...svr.record import Span
+from ..batch import Batch
 from ..blocks import Block, thirds
-from ..method import Batch
 from .beside import beside_of
 from .joint import copies, grid, patches
 from .numbered import Numbered, double_and_single, listening, scale_of, to_the_right

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 from comfy.ldm.hunyuan_video.model import HunyuanVideo
 
 from ...svr.record import Span
+from ..batch import Batch
 from ..blocks import Block, thirds
-from ..method import Batch
 from .joint import copies, grid, patches
 from .numbered import Numbered, double_and_single, listening, to_the_right
 

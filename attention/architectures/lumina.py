@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from comfy.ldm.lumina.model import NextDiT
 
 from ...svr.record import Span
+from ..batch import Batch
 from ..blocks import Block, thirds
-from ..method import Batch
 from .joint import copies, grid, patches
 from .numbered import Numbered, listening, scale_of, to_the_right
 

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ...svr.record import Span
+from ..batch import Batch
 from ..blocks import Block
-from ..method import Batch, Layer
+from ..method import Layer
 from .beside import Beside
 from .joint import Joint, Listener, patches
 from .rotary import shift, turned

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 from comfy.ldm.qwen_image.model import QwenImageTransformer2DModel
 
 from ...svr.record import Span
+from ..batch import Batch
 from ..blocks import Block, thirds
-from ..method import Batch
 from .joint import copies, grid, patches
 from .numbered import Numbered, listening, to_the_right
 

@@ -15,8 +15,9 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import Tensor
 
 from ...svr.record import Span
+from ..batch import Batch
 from ..blocks import Block, Parts
-from ..method import Batch, Call, Kind, Layer
+from ..method import Call, Kind, Layer
 from .back_ends import attention_of, held
 
 if TYPE_CHECKING:

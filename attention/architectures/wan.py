@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from comfy.ldm.wan.model import WanModel
 
 from ...svr.record import Span
+from ..batch import Batch
 from ..blocks import Block, thirds
-from ..method import Batch, Layer
+from ..method import Layer
 from .beside import beside_of
 from .joint import Joint, Listener, copies, grid, patches
 from .numbered import listening, scale_of, to_the_right

@@ -82,9 +82,9 @@ def bench_back_end(compare, pytestconfig, device, dtype, back_end, against):
 @pytest.mark.parametrize("frames", [4, 100])
 def bench_bias(compare, device, dtype, frames):
     """What a forward pass makes for all its layers."""
+    from onestory.attention.batch import Batch, Chunk, Placement
     from onestory.attention.blocks import parse_blocks
     from onestory.attention.ipca import IPCA
-    from onestory.attention.method import Batch, Chunk, Placement
     from onestory.attention.schedule import Place
 
     record = stories.record(frames, "SDXL")

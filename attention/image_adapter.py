@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..svr.record import Record, Span
-from .batch import Batch, Characters, Report
+from .batch import Batch, Cast, Report
 from .blocks import Block, Blocks
 from .method import Call, Kind, Next
 from .regions import Regions, at_size
@@ -63,8 +63,8 @@ class ImageAdapter:
                     "story into Story Cast and Story Prompt."
                 )
 
-    def sources(self, characters: Characters) -> list[list[int]]:
-        return [[] for _ in characters]
+    def sources(self, cast: Cast) -> list[list[int]]:
+        return [[] for _ in cast.characters]
 
     def prepare(self, batch: Batch) -> "Images | None":
         if self.off() or not batch.whole:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from adapters import write_adapters
 from conftest import COMFYUI
 from model_files import write_flux
 from onestory.story.script import parse_script
@@ -42,6 +43,7 @@ def studio(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory):
     """A client of that server; it runs for the rest of the session."""
     folder = tmp_path_factory.mktemp("studio")
     write_models(checkpoint, folder / "models")
+    write_adapters(folder / "models" / "ipadapter")
     paths = folder / "studio.yaml"
     this = host.Host(COMFYUI, Path(sys.executable))
     with host.running(this, folder, cpu=True, more=arguments(this, folder / "models", paths)) as url:
@@ -52,7 +54,7 @@ def studio(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory):
 
 def arguments(this: host.Host, models: Path, paths: Path) -> list[str]:
     """ComfyUI's, with which it sees the models and the tests' custom nodes; `paths` is the file that names them."""
-    folders = {kind: str(models / kind) for kind in KINDS}
+    folders = {kind: str(models / kind) for kind in (*KINDS, "ipadapter")}
     paths.write_text(json.dumps({"studio": {**folders, "custom_nodes": str(CUSTOM_NODES)}}))
     packs = [host.link_pack(this), *sorted(path.name for path in CUSTOM_NODES.glob("*.py"))]
     return ["--extra-model-paths-config", str(paths), *KEEPS, "--whitelist-custom-nodes", *packs]

@@ -64,8 +64,8 @@ class Bench:
         self.other_story = positive(sd.clip, story("a photo of an old man", "swims", "reads", "plants a tree"))
         self.done = {}
 
-    def sample(self, graph: Graph, ours=(), **sampling) -> torch.Tensor:
-        return sample(patched(graph.model, ours), graph.positive, graph.negative, self.latent, **sampling)
+    def sample(self, graph: Graph, ours=(), steps=1, **sampling) -> torch.Tensor:
+        return sample(patched(graph.model, ours), graph.positive, graph.negative, self.latent, steps=steps, **sampling)
 
     def without_other(self, ours=()) -> torch.Tensor:
         if ours not in self.done:

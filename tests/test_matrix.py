@@ -6,14 +6,15 @@ import struct
 from argparse import Namespace
 
 import pytest
-from onestory.tools import host, matrix
+from onestory.tools import host, matrix, symbols
 from onestory.tools.failure import Failure
 
 
 def made(**changed) -> dict:
     """What a version did: one node, one workflow with one latent file and one picture."""
     workflow = {"latents": {"a": [0.0, 2.0, 4.0]}, "pictures": 1, **changed}
-    return {"nodes": ["OneStoryScript"], "workflows": {"Story": workflow}}
+    names = {"used": ["comfy.sd.CLIP.tokenize", "server.PromptServer"], "faults": {}}
+    return {"nodes": ["OneStoryScript"], "names": names, "workflows": {"Story": workflow}}
 
 
 def test_the_numbers_of_a_latent_file_are_read():
@@ -55,6 +56,23 @@ def test_a_workflow_whose_core_nodes_are_missing_is_skipped(capsys):
 def test_a_missing_node_and_a_version_that_fails_are_faults():
     assert matrix.judge({**made(), "nodes": []}, made())[1] == ["the nodes OneStoryScript are missing"]
     assert matrix.judge({"error": "it ended with exit code 1"}, made())[1] == ["it ended with exit code 1"]
+
+
+def test_a_name_that_does_not_hold_is_a_fault_and_its_versions_stand_on_the_page():
+    old = row("0.9.1")
+    old["names"] = {**old["names"], "faults": {"server.PromptServer": "is not there: no module"}}
+    assert matrix.judge(old, made())[1] == ["server.PromptServer is not there: no module"]
+    page = matrix.names_page([row("0.30.0"), old, {**row("0.8.0"), "error": "it did not start"}, row("0.10.0")])
+    assert page.splitlines()[-2:] == [
+        "| `comfy.sd.CLIP.tokenize` | 0.9.1 | 0.30.0 |",
+        "| `server.PromptServer` | 0.10.0 | 0.30.0 |",
+    ]
+
+
+def test_the_page_has_the_names_that_the_pack_uses():
+    page = matrix.NAMES.read_text(encoding="utf-8")
+    named = {line.split("`")[1] for line in page.splitlines() if line.startswith("| `")}
+    assert named == {*symbols.used(), *symbols.HOOKS}, "run `python3 run.py matrix --write`"
 
 
 def row(version: str, **changed) -> dict:
@@ -107,11 +125,13 @@ def test_any_comfyui_folder_gets_a_row_and_is_tried_again_each_time(tmp_path, mo
     monkeypatch.setattr(matrix, "today", lambda: "2026-11-26")
     monkeypatch.setattr(matrix, "README", tmp_path / "README.md")
     matrix.README.write_text("<!-- matrix -->\n<!-- /matrix -->\n")
+    monkeypatch.setattr(matrix, "NAMES", tmp_path / "names.md")
     args = Namespace(comfyui=[str(theirs)], versions=["0.27.0"], write=True)
     assert matrix.run(args) == matrix.run(args) == 0
     assert ran == [theirs, theirs]
     cells = "| 0.45.1 | a ComfyUI folder, Python 3.11.7, torch 2.11.0 | 2026-11-26 | 1 of 1 | 1 of 1 | none |"
     assert cells in matrix.README.read_text()
+    assert "| `server.PromptServer` | 0.27.0 | 0.45.1 |" in matrix.NAMES.read_text()
     (theirs / "comfyui_version.py").unlink()
     with pytest.raises(Failure, match="theirs does not say its version"):
         matrix.run(args)

@@ -1,6 +1,8 @@
 """What the registry ships: the archive that `comfy node pack` makes, and what pyproject.toml says of it."""
 
+import ast
 import json
+import os
 import re
 import runpy
 import shutil
@@ -64,9 +66,34 @@ def test_the_archive_holds_what_users_need_and_nothing_else():
     assert sum((host.ROOT / name).stat().st_size for name in files) < 10_000_000
 
 
-def test_the_pack_loads_from_the_archive(unpacked):
+FORBIDDEN = {"subprocess", "socket", "urllib", "http", "requests", "pickle", "marshal", "ctypes", "importlib", "pip"}
+"""Modules with which a pack could run or fetch what it does not bring; the registry's scan looks for their use."""
+
+
+def test_the_archive_runs_and_fetches_nothing():
+    for name in packed():
+        if not name.endswith(".py"):
+            continue
+        tree = ast.parse((host.ROOT / name).read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                assert not {alias.name.split(".")[0] for alias in node.names} & FORBIDDEN, name
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                assert (node.module or "").split(".")[0] not in FORBIDDEN, name
+            elif isinstance(node, ast.Call):
+                called = ast.unparse(node.func)
+                assert called not in ("eval", "exec", "compile", "__import__", "os.system", "os.popen", "torch.load"), (
+                    name
+                )
+
+
+def test_the_pack_loads_from_the_archive_and_writes_nothing_there(unpacked):
+    """So a folder that can't be written to, as in read-only installs, is as good."""
     command = [sys.executable, "-c", LOAD, str(COMFYUI), str(unpacked)]
-    done = subprocess.run(command, cwd=unpacked.parent, capture_output=True, text=True, check=True)
+    before = sorted(unpacked.rglob("*"))
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(command, cwd=unpacked.parent, capture_output=True, text=True, check=True, env=environment)
+    assert sorted(unpacked.rglob("*")) == before
     nodes, web = json.loads(done.stdout.splitlines()[-1])
     names = re.findall(r'node_id="(OneStory\w+)"', "".join(p.read_text() for p in (host.ROOT / "nodes").glob("*.py")))
     assert nodes == sorted(names)

@@ -14,6 +14,7 @@ import math
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,9 @@ STUDIO = host.ROOT / "tests" / "studio.py"
 MODELS = tuple(host.ROOT / "tests" / f"{name}.py" for name in ("tiny", "families", "model_files"))
 CUSTOM_NODES = host.ROOT / "tests" / "custom_nodes"
 EXAMPLE = host.HOST / "ComfyUI" / "input" / "example.png"
+SYMBOLS = host.TOOLS / "symbols.py"
 README = host.ROOT / "README.md"
+NAMES = host.ROOT / "docs" / "comfyui-names.md"
 MARKS = ("<!-- matrix -->\n", "<!-- /matrix -->\n")
 
 # The largest difference of any latent from the newest version's, in units of their standard deviation.
@@ -55,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     known = [source.comfyui for source in host.SOURCES]
     parser.add_argument("--versions", metavar="X.Y.Z", nargs="+", choices=known, help=f"of {', '.join(known)}")
     parser.add_argument("--comfyui", metavar="PATH", nargs="+", default=[], help="ComfyUI folders of yours: a row each")
-    parser.add_argument("--write", action="store_true", help="put the table into README.md")
+    parser.add_argument("--write", action="store_true", help="put the table into README.md, and the names into docs/")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -72,6 +75,7 @@ def run(args: argparse.Namespace) -> int:
     print(table, *faults, sep="\n")
     if args.write:
         write(table)
+        NAMES.write_text(names_page(results), encoding="utf-8")
     return 1 if faults else 0
 
 
@@ -196,8 +200,38 @@ def try_out(this: host.Host, folder: Path, models: Path) -> dict:
         return {
             "runs_on": f"Python {system['python_version'].split()[0]}, torch {system['pytorch_version']}",
             "nodes": ours,
+            "names": names_of(this),
             "workflows": {path.stem: draw(client, path, info) for path in sorted(WORKFLOWS.glob("*.json"))},
         }
+
+
+def names_of(this: host.Host) -> dict:
+    """The names of ComfyUI's that the pack uses, and what does not hold of them there, as `symbols` says."""
+    command: list[str | Path] = [this.python, SYMBOLS, this.comfyui]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise Failure(f"ComfyUI's names could not be read:\n{host.tail(done.stderr)}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def names_page(results: Sequence[dict]) -> str:
+    """The page of all names that the pack uses, with the first and the last version that was seen to have each."""
+    tried = sorted((got for got in results if "error" not in got), key=lambda got: numbers(got["version"]))
+    lines = [
+        "# What OneStory uses of ComfyUI",
+        "",
+        "Every name of ComfyUI's that the pack imports, calls or is called by, and the first and the last version in",
+        "which it is there and takes the pack's calls, of those that `python3 run.py matrix --write` tried:",
+        f"{', '.join(got['version'] for got in tried)}.",
+        "The tests ask the same of the ComfyUI that they run on (`tools/symbols.py`).",
+        "",
+        "| name | first | last |",
+        "| --- | --- | --- |",
+    ]
+    for name in sorted({name for got in tried for name in got["names"]["used"]}):
+        holds = [got["version"] for got in tried if name not in got["names"]["faults"]]
+        lines.append(f"| `{name}` | {holds[0] if holds else '–'} | {holds[-1] if holds else '–'} |")
+    return "\n".join(lines) + "\n"
 
 
 def complaint(log: Path) -> str:
@@ -243,7 +277,7 @@ def judge(got: dict, newest: dict) -> tuple[list[str], list[str]]:
     """A version's cells in the table, and its faults."""
     if "error" in got or "error" in newest:
         return ["–"] * 3, [got.get("error", "there is nothing to compare with")]
-    faults, differences, drawn = [], [0.0], 0
+    faults, differences, drawn = [f"{name} {fault}" for name, fault in got["names"]["faults"].items()], [0.0], 0
     missing = sorted(set(newest["nodes"]) - set(got["nodes"]))
     if missing:
         faults.append(f"the nodes {', '.join(missing)} are missing")

@@ -16,7 +16,6 @@ from ..attention.image_adapter import ImageAdapter
 from ..attention.runtime import patch
 from ..pages.similarity import cut_out
 from ..subjects.adapters import Adapter, read_adapter
-from ..svr.record import Span
 from .cast import Cast, Member, count
 from .pictures import fitted
 from .previews import with_previews
@@ -138,13 +137,10 @@ class OneStoryImageAdapter(io.ComfyNode):
             return own.keys_and_values(own.tokens(seen, face, shortcut).flatten(0, 1)).cpu()
 
         keys = {member.name: project(*looks_of(member, own, clip_vision, fit, pictures)) for member in cast}
-        start, layers = 0, {}
-        for each in transformers:
-            layers[each.block, each.number] = Span(start, start := start + each.channels)
         method = ImageAdapter(
             keys,
             project(*blank_of(own, clip_vision)),
-            layers,
+            unet.channel_spans(transformers),
             scale,
             parse_blocks(blocks),
             start_percent,

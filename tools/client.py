@@ -238,6 +238,11 @@ class Client:
         return any(prompt_id == item[1] for items in self.get("/queue").values() for item in items)
 
 
+def clients_of(urls: Iterable[str]) -> list[Client]:
+    """A client of each server, once. Raises `Failure` for what is no address."""
+    return list({client.url: client for client in map(Client, urls)}.values())
+
+
 def reason(error: BaseException) -> BaseException:
     """What a connection failed for, below the exceptions that libraries wrap around it."""
     while isinstance(inner := error.__cause__ or error.__context__, CONNECTION_ERRORS):

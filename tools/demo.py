@@ -24,7 +24,7 @@ import safetensors
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from ..story.files import StoryText, read_story_file
+from ..story.files import StoryText, read_stories, read_story_file
 from ..story.script import parse_script
 from . import host
 from .client import Client, Workflow, images
@@ -138,6 +138,14 @@ def is_world(args: argparse.Namespace) -> bool:
 def read_story(path: Path) -> StoryText:
     try:
         return read_story_file(path)
+    except ValueError as error:
+        raise Failure(str(error)) from None
+
+
+def read_all_stories(path: Path) -> tuple[StoryText, ...]:
+    """All stories of a file. Raises `Failure` with the reader's sentence."""
+    try:
+        return read_stories(path)
     except ValueError as error:
         raise Failure(str(error)) from None
 

@@ -6,7 +6,6 @@ and more stories and seeds can be added to it later. Several servers share the s
 
 import argparse
 import copy
-import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -18,13 +17,13 @@ from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from ..story.files import StoryText, read_stories
+from ..story.files import StoryText
 from . import host
-from .client import Client, Workflow
-from .demo import WORKFLOW, check_server, fill_in, serving, size, slug, whole
+from .client import Client, Workflow, clients_of
+from .demo import WORKFLOW, check_server, fill_in, read_all_stories, serving, size, slug, whole
 from .failure import Failure
 from .pool import Maker
-from .results import RESULT, keep_settings, write_json
+from .results import RESULT, digest, keep_settings, write_json
 
 DIGESTS = {"workflow": "another workflow"}
 SEEDS = ("seed", "noise_seed")
@@ -113,10 +112,7 @@ class Drawing:
 
 def run(args: argparse.Namespace) -> int:
     """Draw what is missing, and write the page. Returns 1 when a story could not be drawn."""
-    try:
-        stories = read_stories(args.stories)[: args.limit]
-    except ValueError as error:
-        raise Failure(str(error)) from None
+    stories = read_all_stories(args.stories)[: args.limit]
     workflow, name = read_workflow(args.workflow)
     given = {key: vars(args)[key] for key in ("checkpoint", "steps", "size") if vars(args)[key] is not None}
     out = args.out or host.ROOT / "out" / f"{slug(args.stories.stem)}_{slug(name)}"
@@ -153,7 +149,7 @@ def clients(
         raise Failure("--server and --comfyui exclude each other: name the running ComfyUIs, or the one to start.")
     if args.server:
         ready = with_values(fill_in(workflow, None, given), args.set)
-        servers = [Client(url) for url in dict.fromkeys(Client(url).url for url in args.server)]
+        servers = clients_of(args.server)
         for server in servers:
             check_server(server, ready, False)
         yield servers, ready
@@ -280,10 +276,6 @@ def named_files(workflow: Workflow, outputs: dict[str, dict[str, Any]]) -> list[
                     if saved not in [other for _, other in same]:
                         same.append((f"{stem}_{len(same) + 1:02}{suffix}", saved))
     return [(name, saved) for same in found.values() for name, saved in same]
-
-
-def digest(data: Any) -> str:
-    return hashlib.sha256(json.dumps(data).encode()).hexdigest()
 
 
 def write_page(out: Path, title: str, groups: Sequence[Sequence[Drawing]], errors: dict[Drawing, str]) -> Path:

@@ -1,5 +1,6 @@
 """A folder of results that a run can go on with: its settings, and files that are written whole or not at all."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,6 +32,11 @@ def keep_settings(out: Path, settings: Mapping[str, Any], digests: Mapping[str, 
         if kept.get(name) != value:
             was = digests.get(name) or f"--{name} {as_given(kept.get(name))}, not {as_given(value)}"
             raise Failure(f"{out} holds results of {was}: choose another --out, or the same settings.")
+
+
+def digest(data: Any) -> str:
+    """The sha256 of what JSON can hold."""
+    return hashlib.sha256(json.dumps(data).encode()).hexdigest()
 
 
 def as_given(value: Any) -> str:

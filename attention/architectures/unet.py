@@ -5,7 +5,7 @@ cross-attention, and an override for every attention call that is given `transfo
 which layer it serves.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -49,6 +49,14 @@ class Transformer(NamedTuple):
     module: str
     channels: int
     text_channels: int
+
+
+def channel_spans(transformers: Sequence[Transformer]) -> dict[tuple[Block, int], Span]:
+    """Where each transformer, by its block and number, has its channels where those of all stand side by side."""
+    start, found = 0, {}
+    for each in transformers:
+        found[each.block, each.number] = Span(start, start := start + each.channels)
+    return found
 
 
 def transformers(model: Any) -> list[Transformer]:

@@ -1,6 +1,5 @@
 """What is to be made and what is there: the results' folder, its settings and its jobs."""
 
-import hashlib
 import json
 from argparse import Namespace
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ from typing import Any, NamedTuple
 from ...story.files import StoryText
 from ...tools import host
 from ...tools.demo import slug
-from ...tools.results import RESULT
+from ...tools.results import RESULT, digest
 from .graphs import PAIR_ROWS, ROWS, TEMPLATE
 
 DIGESTS = {"texts": "other story texts", "workflow": "another shipped workflow", "weights": "another Story World asset"}
@@ -48,7 +47,7 @@ def settings_of(
         "dtype": args.dtype,
         "set": dict(sorted(args.set)) if args.set else None,
         "clip-vision": clip_vision,
-        "texts": hashlib.sha256(json.dumps(stories).encode()).hexdigest(),
+        "texts": digest(stories),
         "workflow": host.digest(TEMPLATE),
     }
 

@@ -3,10 +3,9 @@
 from argparse import Namespace
 from pathlib import Path
 
-from ...story.files import StoryText, read_stories
 from ...tools import host
-from ...tools.client import Client
-from ...tools.demo import slug
+from ...tools.client import clients_of
+from ...tools.demo import read_all_stories, slug
 from ...tools.failure import Failure
 from ...tools.results import keep_settings
 from . import report
@@ -23,12 +22,12 @@ def run(args: Namespace) -> int:
             raise Failure(f"--{name} is missing: bench quality --help says what it needs.")
     if args.clip and not has_model(args.clip):
         raise Failure(f"There is no CLIP model in {args.clip}: name a folder with its config.json and weights.")
-    stories = read(args.stories)
+    stories = read_all_stories(args.stories)
     rows, seeds = args.rows or USUAL, args.seeds or [42]
     settings = settings_of(
         args, args.checkpoint, args.stories.name, args.size, args.steps or 30, args.clip_vision, stories
     )
-    servers = [Client(url) for url in dict.fromkeys(Client(url).url for url in args.server)]
+    servers = clients_of(args.server)
     check = checker(settings)
     for server in servers:
         check(server)
@@ -53,11 +52,3 @@ def run(args: Namespace) -> int:
         one = next(iter(errors.values()))
         host.say(f"{len(errors)} of {len(jobs)} boards could not be made, and are tried again in the next run: {one}")
     return 1 if errors else 0
-
-
-def read(path: Path) -> tuple[StoryText, ...]:
-    """All stories of a file. Raises `Failure` with the reader's sentence."""
-    try:
-        return read_stories(path)
-    except ValueError as error:
-        raise Failure(str(error)) from None

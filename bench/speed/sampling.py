@@ -12,7 +12,6 @@ from onestory.attention.ipca import IPCA
 from onestory.attention.method import Method
 from onestory.attention.runtime import patch
 from onestory.attention.self_attention import SelfAttention
-from onestory.svr.record import Span
 
 IDENTITY = IPCA(1.0, "released", 0.0, parse_blocks("all"), 0.0, 1.0, 0)
 SHARING = SelfAttention("anchors", 4, 4, 0.5, parse_blocks("late"), 0.0, 1.0, "always", 0)
@@ -40,13 +39,12 @@ def overridden(model: Any, override: Callable[..., torch.Tensor]) -> Any:
 
 def with_pictures(model: Any, names: Sequence[str], tokens: int = 16) -> Any:
     """The model with Image Characters: so many image tokens of each character, as of one picture with a plus file."""
-    start, layers = 0, {}
-    for each in unet.transformers(model.model):
-        layers[each.block, each.number] = Span(start, start := start + each.channels)
+    transformers = unet.transformers(model.model)
+    channels = sum(each.channels for each in transformers)
     generator = torch.Generator().manual_seed(0)
-    keys = {name: torch.randn(2, tokens, start, generator=generator) for name in ("blank", *names)}
+    keys = {name: torch.randn(2, tokens, channels, generator=generator) for name in ("blank", *names)}
     blank = keys.pop("blank")
-    return patch(model, ImageAdapter(keys, blank, layers, 0.7, parse_blocks("all"), 0.0, 1.0))
+    return patch(model, ImageAdapter(keys, blank, unet.channel_spans(transformers), 0.7, parse_blocks("all"), 0.0, 1.0))
 
 
 def sample(model: Any, positive: list, negative: list, latent: torch.Tensor, steps: int = 2) -> torch.Tensor:

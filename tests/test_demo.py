@@ -269,11 +269,15 @@ def test_a_server_of_its_own_makes_the_story_and_is_gone_afterwards(checkpoint, 
     environment = {**os.environ, "COMFYUI_PATH": os.environ.get("COMFYUI_PATH", str(host.HOST / "ComfyUI"))}
     command = [sys.executable, host.ROOT / "run.py", "demo", "--checkpoint", checkpoint.name, "--size", "64x64"]
     command += ["--steps", "1", "--out", tmp_path]
-    before = set(host.HOST.glob("run-*"))
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment)
-    assert done.returncode == 0, done.stderr
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        folders: list[Path] = []
+        while process.poll() is None and not folders:
+            folders = list(host.HOST.glob(f"run-{process.pid}-*"))
+            time.sleep(0.1)
+        _, errors = process.communicate(timeout=280)
+    assert process.returncode == 0, errors
     assert names(tmp_path) == ["board.png", *(f"frame_0{i}.png" for i in range(1, 5))]
-    assert set(host.HOST.glob("run-*")) == before
+    assert len(folders) == 1 and not folders[0].exists()
 
 
 @pytest.mark.parametrize(("width", "side"), [(768, 512), (1024, 768), (2048, 1024)])

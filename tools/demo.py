@@ -13,7 +13,6 @@ import re
 import shlex
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -191,9 +190,7 @@ def serving(args: argparse.Namespace) -> Iterator[Place]:
     defaults: dict = {"size": (side, side)} if side else {}
     if is_world(args):
         defaults = WORLD
-    host.HOST.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=host.HOST, prefix="run-", ignore_cleanup_errors=True) as folder_name:
-        folder = Path(folder_name)
+    with host.run_folder() as folder:
         name = listed_name(checkpoint, this)
         models = None if name else models_folder(checkpoint, folder / "checkpoints")
         with host.running(this, folder, models, log=LOG) as url:

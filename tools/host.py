@@ -358,6 +358,15 @@ def has_gpu(host: Host) -> bool:
 
 
 @contextlib.contextmanager
+def run_folder() -> Iterator[Path]:
+    """A folder in `.host` for what one server writes, gone afterwards; named after this process."""
+    HOST.mkdir(exist_ok=True)
+    prefix = f"run-{os.getpid()}-"
+    with tempfile.TemporaryDirectory(dir=HOST, prefix=prefix, ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+@contextlib.contextmanager
 def running(
     host: Host,
     folder: Path,

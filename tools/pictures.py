@@ -10,7 +10,6 @@ import argparse
 import io
 import json
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -279,8 +278,8 @@ def main(names: Sequence[str]) -> None:
     this = host.set_up()
     checkpoint = host.world_checkpoint(this)
     with (
-        tempfile.TemporaryDirectory(dir=host.HOST, prefix="run-", ignore_cleanup_errors=True) as folder,
-        host.running(this, Path(folder), checkpoint.parent, log=host.HOST / "comfyui.log") as url,
+        host.run_folder() as folder,
+        host.running(this, folder, checkpoint.parent, log=host.HOST / "comfyui.log") as url,
     ):
         client = Client(url)
         client.upload("example.png", masked_picture())

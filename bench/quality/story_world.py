@@ -7,7 +7,6 @@ import argparse
 import json
 import os
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -89,12 +88,10 @@ def servers(this: host.Host, checkpoints: Path, most: int) -> Iterator[list[str]
     with ExitStack() as stack:
         urls = []
         for number in range(count):
-            folder = stack.enter_context(
-                tempfile.TemporaryDirectory(dir=host.HOST, prefix="run-", ignore_cleanup_errors=True)
-            )
+            folder = stack.enter_context(host.run_folder())
             log = host.HOST / f"comfyui{number or ''}.log"
             threads = cores // count if count > 1 else None
-            urls.append(stack.enter_context(host.running(this, Path(folder), checkpoints, log=log, threads=threads)))
+            urls.append(stack.enter_context(host.running(this, folder, checkpoints, log=log, threads=threads)))
         yield urls
 
 

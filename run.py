@@ -9,6 +9,7 @@ if sys.version_info < (3, 11):
 import argparse
 import difflib
 import importlib
+import io
 import re
 import signal
 
@@ -42,6 +43,8 @@ def main() -> int:
     for name in ("SIGTERM", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), lambda number, frame: sys.exit(128 + number))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # Windows gives a pipe a code page, which lacks some characters
     try:
         return run(sys.argv[1:])
     except Failure as failure:

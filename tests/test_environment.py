@@ -103,7 +103,7 @@ def tree(tmp_path) -> Path:
     (tree / "tools").mkdir(parents=True)
     for name in ("run.py", "onestory.py", "tools/environment.py", "tools/failure.py", "tools/requirements-tools.txt"):
         shutil.copy(environment.ROOT / name, tree / name)
-    (tree / "tools" / "demo.py").write_text(PROBE)
+    (tree / "tools" / "demo.py").write_text(PROBE, encoding="utf-8")
     venv = tree / ".host" / "venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
     pin = environment.digest(environment.REQUIREMENTS)
@@ -123,6 +123,13 @@ def test_a_command_goes_on_in_the_tools_python_with_its_words_and_exit_code(tree
     assert done.stdout.splitlines() == [str(venv), sys.executable, "[]"]
     there = environment.venv_python(venv)
     assert run(tree, "demo", "--code", "7", python=there).stdout.splitlines() == [str(venv), str(there), "[]"]
+
+
+def test_a_pipe_of_few_characters_gets_question_marks(tree):
+    (tree / "tools" / "demo.py").write_text(PROBE.replace("print(", "print('fidelity ↑', "), encoding="utf-8")
+    done = run(tree, "demo", "--code", "0", PYTHONIOENCODING="cp1252")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("fidelity ?\n")
 
 
 def test_help_needs_no_environment(tree):

@@ -88,10 +88,13 @@ def test_the_archive_runs_and_fetches_nothing():
 
 
 def test_the_pack_loads_from_the_archive_and_writes_nothing_there(unpacked):
-    """So a folder that can't be written to, as in read-only installs, is as good."""
-    command = [sys.executable, "-c", LOAD, str(COMFYUI), str(unpacked)]
+    """So a folder that can't be written to, as in read-only installs, is as good.
+
+    Python is isolated, as in ComfyUI's portable build, and reads and prints ASCII unless told otherwise.
+    """
+    command = [sys.executable, "-I", "-B", "-X", "utf8=0", "-c", LOAD, str(COMFYUI), str(unpacked)]
     before = sorted(unpacked.rglob("*"))
-    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {**os.environ, "LC_ALL": "C"}
     done = subprocess.run(command, cwd=unpacked.parent, capture_output=True, text=True, check=True, env=environment)
     assert sorted(unpacked.rglob("*")) == before
     nodes, web = json.loads(done.stdout.splitlines()[-1])

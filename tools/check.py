@@ -45,7 +45,7 @@ def check_types(this: host.Host) -> int:
     files = tomllib.loads(config.read_text(encoding="utf-8"))["tool"]["mypy"]["files"]
     with tempfile.TemporaryDirectory() as folder:
         link = Path(folder) / host.PACK
-        link.symlink_to(host.ROOT)
+        host.link_folder(link, host.ROOT)
         options = ["--config-file", str(config), "--cache-dir", str(host.ROOT / ".mypy_cache")]
         return run_module(this, "mypy", *options, *(f"{host.PACK}/{name}" for name in files), cwd=link.parent)
 

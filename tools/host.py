@@ -274,19 +274,24 @@ def link_pack(host: Host, root: Path = ROOT) -> str:
     if target.is_symlink() or target.exists():
         raise Failure(f"{target} exists and is not this copy of the pack ({root}): move it away, then run this again.")
     try:
-        if sys.platform == "win32":
-            import _winapi
-
-            _winapi.CreateJunction(str(root), str(target))
-        else:
-            # Relative for our own host, so that the whole folder can be moved.
-            target.symlink_to(os.path.relpath(root, folder) if host.comfyui.is_relative_to(root) else root)
+        # Relative for our own host, so that the whole folder can be moved.
+        link_folder(target, Path(os.path.relpath(root, folder)) if host.comfyui.is_relative_to(root) else root)
     except OSError as error:
         reason = f"{target} can't be made ({error.strerror})"
         raise Failure(f"{reason}: let {folder} be written to, then run this again.") from None
     if not is_own(host):
         say(f"This ComfyUI has the pack now, by the link {target}.")
     return PACK
+
+
+def link_folder(link: Path, folder: Path) -> None:
+    """Make `link` lead to a folder; relative ones count from where the link is. On Windows a junction, open to all."""
+    if sys.platform == "win32":
+        import _winapi
+
+        _winapi.CreateJunction(os.path.abspath(link.parent / folder), str(link))
+    else:
+        link.symlink_to(folder)
 
 
 def random_checkpoint(host: Host, folder: Path = HOST) -> Path:

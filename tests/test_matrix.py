@@ -95,18 +95,18 @@ def test_the_table_says_how_and_when_each_version_was_tried_the_newest_first():
 
 
 def test_the_table_replaces_the_rows_of_the_versions_that_were_tried(tmp_path, monkeypatch):
-    monkeypatch.setattr(matrix, "README", tmp_path / "README.md")
+    monkeypatch.setattr(matrix, "PAGE", tmp_path / "page.md")
     head = "| ComfyUI | how it was tried | from 0.30.0 |\n| --- | --- | --- |\n"
     readme = "before\n<!-- matrix -->\n\n{}\n<!-- /matrix -->\nafter\n"
     old = "| 0.30.0 | the index, Python 3.11 | old |\n| 0.9.0 | the index | old |\n"
-    matrix.README.write_text(readme.format(head + old))
+    matrix.PAGE.write_text(readme.format(head + old))
     matrix.write(f"{head}| 0.33.0 | a folder | new |\n| 0.30.0 | the index, Python 3.12 | new |\n")
     rows = "| 0.33.0 | a folder | new |\n| 0.30.0 | the index, Python 3.12 | new |\n| 0.9.0 | the index | old |\n"
-    assert matrix.README.read_text() == readme.format(head + rows)
+    assert matrix.PAGE.read_text() == readme.format(head + rows)
     other = f"{head.replace('from 0.30.0', 'from 0.33.0')}| 0.33.0 | the index | – |\n"
     matrix.write(other)
-    assert matrix.README.read_text() == readme.format(other)
-    matrix.README.write_text("no marks")
+    assert matrix.PAGE.read_text() == readme.format(other)
+    matrix.PAGE.write_text("no marks")
     with pytest.raises(Failure, match="has no place for the table"):
         matrix.write("| new |\n")
 
@@ -123,14 +123,14 @@ def test_any_comfyui_folder_gets_a_row_and_is_tried_again_each_time(tmp_path, mo
     monkeypatch.setattr(matrix, "result", lambda source, *_: {**row(source.comfyui), **newest})
     monkeypatch.setattr(matrix, "try_out", lambda this, *_: ran.append(this.comfyui) or newest)
     monkeypatch.setattr(matrix, "today", lambda: "2026-11-26")
-    monkeypatch.setattr(matrix, "README", tmp_path / "README.md")
-    matrix.README.write_text("<!-- matrix -->\n<!-- /matrix -->\n")
+    monkeypatch.setattr(matrix, "PAGE", tmp_path / "page.md")
+    matrix.PAGE.write_text("<!-- matrix -->\n<!-- /matrix -->\n")
     monkeypatch.setattr(matrix, "NAMES", tmp_path / "names.md")
     args = Namespace(comfyui=[str(theirs)], versions=["0.27.0"], write=True)
     assert matrix.run(args) == matrix.run(args) == 0
     assert ran == [theirs, theirs]
     cells = "| 0.45.1 | a ComfyUI folder, Python 3.11.7, torch 2.11.0 | 2026-11-26 | 1 of 1 | 1 of 1 | none |"
-    assert cells in matrix.README.read_text()
+    assert cells in matrix.PAGE.read_text()
     assert "| `server.PromptServer` | 0.27.0 | 0.45.1 |" in matrix.NAMES.read_text()
     (theirs / "comfyui_version.py").unlink()
     with pytest.raises(Failure, match="theirs does not say its version"):

@@ -196,4 +196,4 @@ def test_what_the_archive_lacks_is_named_with_the_repository_beside_it():
         named |= words & lacking
         if words & lacking:
             assert f"[repository]({PYPROJECT['project']['urls']['Repository']})" in section, words & lacking
-    assert {"run.py", ".host", "world"} <= named
+    assert {"run.py", ".host"} <= named

@@ -32,7 +32,7 @@ MODELS = tuple(host.ROOT / "tests" / f"{name}.py" for name in ("tiny", "families
 CUSTOM_NODES = host.ROOT / "tests" / "custom_nodes"
 EXAMPLE = host.HOST / "ComfyUI" / "input" / "example.png"
 SYMBOLS = host.TOOLS / "symbols.py"
-README = host.ROOT / "README.md"
+PAGE = host.ROOT / "docs" / "comfyui-versions.md"
 NAMES = host.ROOT / "docs" / "comfyui-names.md"
 MARKS = ("<!-- matrix -->\n", "<!-- /matrix -->\n")
 
@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     known = [source.comfyui for source in host.SOURCES]
     parser.add_argument("--versions", metavar="X.Y.Z", nargs="+", choices=known, help=f"of {', '.join(known)}")
     parser.add_argument("--comfyui", metavar="PATH", nargs="+", default=[], help="ComfyUI folders of yours: a row each")
-    parser.add_argument("--write", action="store_true", help="put the table into README.md, and the names into docs/")
+    parser.add_argument("--write", action="store_true", help="put the table and the names into docs/")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -312,19 +312,19 @@ def difference(found: list[float], wanted: list[float]) -> float:
 
 
 def write(table: str) -> None:
-    """Put the table between README's marks. Versions that were not tried this time keep their rows."""
-    text = README.read_text(encoding="utf-8")
+    """Put the table between its page's marks. Versions that were not tried this time keep their rows."""
+    text = PAGE.read_text(encoding="utf-8")
     before, mark, rest = text.partition(MARKS[0])
     old, end, after = rest.partition(MARKS[1])
     if not end:
-        raise Failure(f"{README} has no place for the table: write {MARKS[0].strip()} and {MARKS[1].strip()} into it.")
+        raise Failure(f"{PAGE} has no place for the table: write {MARKS[0].strip()} and {MARKS[1].strip()} into it.")
     head, rows = split(table)
     old_head, old_rows = split(old.strip())
     if old_head == head:  # else they say how far they are from another version
         rows = old_rows | rows
     lines = [*head, *(rows[key] for key in sorted(rows, key=lambda key: numbers(key[0]), reverse=True))]
     table = "".join(f"{line}\n" for line in lines)
-    README.write_text(f"{before}{mark}\n{table}\n{end}{after}", encoding="utf-8")
+    PAGE.write_text(f"{before}{mark}\n{table}\n{end}{after}", encoding="utf-8")
 
 
 def split(table: str) -> tuple[list[str], dict[tuple[str, str], str]]:

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from command_line import run_here
 from onestory.tools import demo, host
 from onestory.tools.failure import Failure
 from PIL import Image
@@ -22,8 +23,7 @@ STORY = "A linocut of a grey owl\n\nreading a map # Where to?\n\nflying over a l
 
 
 def run_demo(*arguments: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, host.ROOT / "run.py", "demo", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=200)
+    return run_here("demo", *arguments)
 
 
 def png_size(path: Path) -> tuple[int, int]:
@@ -198,7 +198,7 @@ def test_a_malformed_argument_is_a_usage_error(arguments):
     ],
 )
 def test_an_unknown_argument_is_answered_with_the_verbs_own_usage(command, sentence):
-    done = subprocess.run([sys.executable, host.ROOT / "run.py", *command.split()], capture_output=True, text=True)
+    done = run_here(*command.split())
     verb = re.match(r"[a-z ]+[a-z]", command)[0].removesuffix(" more")
     assert done.returncode == 2 and done.stderr.startswith(f"usage: run.py {verb} [-h]")
     assert done.stderr.endswith(f"run.py {verb}: error: {sentence}\n")

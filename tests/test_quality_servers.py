@@ -16,6 +16,7 @@ from statistics import fmean
 
 import pytest
 import torch
+from command_line import run_here
 from conftest import COMFYUI
 from onestory.bench.quality import command as quality
 from onestory.bench.quality import graphs, measures, pair_graphs, report
@@ -49,8 +50,7 @@ def command(*arguments: object) -> list[str]:
 
 
 def run_quality(*arguments: object, **environment: str) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "COMFYUI_PATH": str(COMFYUI), **environment}
-    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=200, env=environment)
+    return run_here("bench", "quality", *arguments, COMFYUI_PATH=str(COMFYUI), **environment)
 
 
 @pytest.fixture

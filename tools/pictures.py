@@ -53,6 +53,12 @@ class Picture(NamedTuple):
 
 
 STORIES = {
+    "Try It - Story World": Picture(
+        "an orange fox with a scarf",
+        "in the forest # Once upon a time …\nin the city # … in the big city …\non the beach # … it came to the sea …\n"
+        "in the library # … read all about it …\non the moon # The end.",
+        seed=5,
+    ),
     "One Prompt One Story": Picture(
         "an orange fox with a scarf",
         "in the forest # Once upon a time\nin the city # in the city\non the beach # by the sea\n"

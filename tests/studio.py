@@ -12,7 +12,7 @@ import pytest
 import torch
 from adapters import write_adapters
 from conftest import COMFYUI
-from model_files import write_flux
+from model_files import write_flux, write_wan
 from onestory.story.script import parse_script
 from onestory.tools import client, demo, host
 from PIL import Image
@@ -69,6 +69,7 @@ def write_models(checkpoint: Path, folder: Path) -> None:
     link.symlink_to(checkpoint)
     write_sd3_checkpoint(folder / "checkpoints" / "sd3.5_large_fp8_scaled.safetensors", checkpoint)
     write_flux(folder)
+    write_wan(folder)
     save_file(random_lora(), folder / "loras" / "sd_xl_offset_example-lora_1.0.safetensors")
     save_file(random_controlnet(checkpoint), folder / "controlnet" / "control-lora-canny-rank128.safetensors")
 

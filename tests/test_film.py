@@ -1,11 +1,8 @@
 """A story by an edit model and its film by a first-last-frame model: ComfyUI's own nodes on small Kontext and Wan."""
 
-from io import BytesIO
-
-import av
 import numpy
 import pytest
-from studio import SIDE, saved
+from studio import CLIP, SIDE, film_of, saved
 from test_frames import SETTINGS
 from test_server import node
 
@@ -19,8 +16,6 @@ PROMPTS = (
 )
 PICTURES = ("red", "white"), ("red", "blue"), ("white", "white"), ("blue", "white")
 """What Story Frames gives to a frame's two references: Mia is red and Otto blue."""
-CLIP = 5
-"""The pictures of a clip."""
 
 
 def kontext(name, prompt, first, second, seed):
@@ -67,9 +62,7 @@ MODELS = {
         "DualCLIPLoader", clip_name1="clip_l.safetensors", clip_name2="t5xxl_fp16.safetensors", type="flux"
     ),
     "flux vae": node("VAELoader", vae_name="ae.safetensors"),
-    "wan": node(
-        "UNETLoader", unet_name="wan2.2_i2v_high_noise_14B_fp8_scaled.safetensors", weight_dtype="default"
-    ),
+    "wan": node("UNETLoader", unet_name="wan2.2_i2v_high_noise_14B_fp8_scaled.safetensors", weight_dtype="default"),
     "wan text": node("CLIPLoader", clip_name="umt5_xxl_fp8_e4m3fn_scaled.safetensors", type="wan"),
     "wan vae": node("VAELoader", vae_name="wan_2.1_vae.safetensors"),
     "no text": node("CLIPTextEncode", clip=["flux text", 0], text=""),
@@ -108,7 +101,10 @@ def by_hand():
     """The same frames and clips one by one, from prompts and pictures that are written here."""
     graph = {}
     for j, (prompt, (first, second)) in enumerate(zip(PROMPTS, PICTURES)):
-        graph |= {**kontext(j, prompt, [first, 0], [second, 0], SETTINGS["seed"] + j), f"save {j}": save(f"picture {j}")}
+        graph |= {
+            **kontext(j, prompt, [first, 0], [second, 0], SETTINGS["seed"] + j),
+            f"save {j}": save(f"picture {j}"),
+        }
     graph |= {**kontext("swapped", PROMPTS[3], ["red", 0], ["white", 0], SETTINGS["seed"] + 3)}
     graph["save swapped"] = save("picture swapped")
     for j, prompt in enumerate(("runs, talk", "talk, a castle", "a castle, sleeps")):
@@ -145,8 +141,7 @@ def test_the_film_has_every_clip_once_and_comes_back_from_its_file_frame_by_fram
     assert len(film) == len(want) == 3 * (CLIP - 1) + 1
     assert all((got == picture).all() for got, picture in zip(film, want))
 
-    (video,) = outputs["save video"]["images"]
-    with av.open(BytesIO(studio.download(video))) as file:
+    with film_of(studio, outputs, "save video") as file:
         assert file.streams.video[0].average_rate == 8
         read = [frame.to_ndarray(format="rgb24").astype(float) for frame in file.decode(video=0)]
     assert len(read) == len(film)

@@ -13,7 +13,7 @@ from ..attention.between import InBetweens
 from ..attention.blocks import parse_blocks
 from ..attention.rows import Cut, wrong_batch
 from ..attention.runtime import patch
-from ..story.runs import parse_frames
+from ..story.runs import parse_cuts
 from ..svr.record import KEY, Attached, Between, Record
 from .between_images import NONE, between_images, check_images
 from .film import NEIGHBOURS, SAME
@@ -190,7 +190,7 @@ def check_frames(record: Record, latents: int) -> None:
 
 def starts_of(record: Record, pairs: str, cuts: str) -> list[int]:
     """The frames that turn into the next. Raises `ValueError` where none does."""
-    cut = set(parse_frames(cuts, record.frames)) if cuts.strip() else set()
+    cut = parse_cuts(cuts, record.frames)
     if pairs == SAME:
         cut |= {j for j in range(record.frames - 1) if record.characters[j] != record.characters[j + 1]}
     starts = [j for j in range(record.frames - 1) if j not in cut]

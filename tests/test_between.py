@@ -227,7 +227,7 @@ def test_a_transformers_film_has_the_storys_own_frames_and_is_the_same_in_runs()
     "more, said",
     [
         ({"pairs": "same characters", "cuts": "1"}, "has a cut after every frame: choose “all neighbours”"),
-        ({"cuts": "9"}, "frames has “9”, and the story has 3 frames"),
+        ({"cuts": "9"}, "cuts has “9”, and the story has 3 frames"),
     ],
 )
 def test_wrong_cuts_are_a_sentence(sd, more, said):

@@ -156,7 +156,7 @@ STORIES["Story to Film with Wan"] = Picture(*PLACES, seed=4, board={"columns": 2
 STORIES["Story with an Edit Model"] = Picture(
     "[Nell] a blue cat with a top hat\n[Bruno] a red fox with a scarf",
     "[Nell] in the city # Nell: “Rain again.”\n[Bruno] in the forest # Bruno has a view on weather.\n"
-    "[Nell] on the beach # Nell: “Sun!”\n[Bruno] in the snow # Bruno: “Better.”",
+    "[Nell] on the beach # Nell: “At last.”\n[Bruno] in the snow # Bruno: “Better.”",
     seed=2,
     board={"columns": 2},
     others={

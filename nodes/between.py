@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from comfy.clip_vision import ClipVisionModel
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
@@ -12,9 +13,11 @@ from ..attention.between import InBetweens
 from ..attention.blocks import parse_blocks
 from ..attention.rows import Cut, wrong_batch
 from ..attention.runtime import patch
-from ..story.runs import parse_frames
+from ..story.runs import parse_cuts
 from ..svr.record import KEY, Attached, Between, Record
+from .between_images import NONE, between_images, check_images
 from .film import NEIGHBOURS, SAME
+from .image_adapter import adapter_files
 from .previews import with_previews
 from .runs import check_negative_needed
 from .types import CATEGORY, reach_inputs
@@ -63,6 +66,34 @@ class OneStoryInBetweens(io.ComfyNode):
                     tooltip="Needed when the conditionings have something for each frame, such as a ControlNet with a "
                     "picture for each: apply it before this node and wire both.",
                 ),
+                io.Image.Input(
+                    "images",
+                    optional=True,
+                    tooltip="The story's frames as they were drawn before, for `adapter`: the pictures between look at "
+                    "both of theirs as well.",
+                ),
+                io.Combo.Input(
+                    "adapter",
+                    options=[NONE, *adapter_files()],
+                    default=NONE,
+                    optional=True,
+                    tooltip="An IP-Adapter file in ComfyUI's folder models/ipadapter that looks at `images`: base, "
+                    "plus or full-face, of the model's family.",
+                ),
+                io.ClipVision.Input(
+                    "clip_vision",
+                    optional=True,
+                    tooltip="What looks at `images` for `adapter`, from Load CLIP Vision.",
+                ),
+                io.Float.Input(
+                    "scale",
+                    default=0.7,
+                    min=0.0,
+                    max=3.0,
+                    step=0.05,
+                    optional=True,
+                    tooltip="How much `images` count: 0 is off, 1 is as the adapter was trained.",
+                ),
             ],
             outputs=[
                 io.Model.Output(tooltip="For a sampler, or for Story Runs."),
@@ -89,16 +120,24 @@ class OneStoryInBetweens(io.ComfyNode):
         end_percent: float,
         cuts: str = "",
         negative: list[list[Any]] | None = None,
+        images: Tensor | None = None,
+        adapter: str = NONE,
+        clip_vision: ClipVisionModel | None = None,
+        scale: float = 0.7,
     ) -> io.NodeOutput:
         record = record_of(conditioning)
         check_frames(record, len(latent["samples"]))
+        check_images(images, adapter, record.frames)
         if negative is None:
             check_negative_needed(conditioning)
         starts = starts_of(record, pairs, cuts)
         rows = list(film_rows(len(record.rows), starts, count))
-        reach = InBetweens(parse_blocks(blocks), start_percent, end_percent)
+        reach = parse_blocks(blocks), start_percent, end_percent
+        model = patch(model, InBetweens(*reach))
+        if images is not None:
+            model = patch(model, between_images(model, images, adapter, scale, reach, clip_vision))
         return io.NodeOutput(
-            with_previews(patch(model, reach)),
+            with_previews(model),
             [stretched_entry(entry, rows) for entry in conditioning],
             stretched_latent(latent, rows),
             [stretched_entry(entry, rows) for entry in negative or []],
@@ -151,7 +190,7 @@ def check_frames(record: Record, latents: int) -> None:
 
 def starts_of(record: Record, pairs: str, cuts: str) -> list[int]:
     """The frames that turn into the next. Raises `ValueError` where none does."""
-    cut = set(parse_frames(cuts, record.frames)) if cuts.strip() else set()
+    cut = parse_cuts(cuts, record.frames)
     if pairs == SAME:
         cut |= {j for j in range(record.frames - 1) if record.characters[j] != record.characters[j + 1]}
     starts = [j for j in range(record.frames - 1) if j not in cut]

@@ -3,7 +3,7 @@
 import torch
 from comfy_api.latest import io
 
-from ..story.runs import parse_frames
+from ..story.runs import parse_cuts
 from ..story.script import Story
 from ..story.templates import fill
 from .pictures import fitted
@@ -69,7 +69,7 @@ class OneStoryTransitions(io.ComfyNode):
             )
         if len(frames) < 2:
             raise ValueError("Story Transitions has a story of 1 frame: a transition needs two, so write another one.")
-        cut = set(parse_frames(cuts, len(frames))) if cuts.strip() else set()
+        cut = parse_cuts(cuts, len(frames))
         if pairs == SAME:
             cut |= {j for j in range(len(frames) - 1) if frames[j].characters != frames[j + 1].characters}
         starts = [j for j in range(len(frames) - 1) if j not in cut]
@@ -152,6 +152,7 @@ class OneStoryJoinClips(io.ComfyNode):
             raise ValueError("Join Clips has nothing to join: wire `clips`, or `images` for a film without them.")
         starts = [n - 1 for n in number] if number and clips else list(range(len(clips)))
         check_starts(starts, len(clips), len(stills))
+        check_clips(clips)
         segments = {start: (start + 1, clip) for start, clip in zip(starts, clips)}
         for j, still in enumerate(stills):
             if j not in segments and j - 1 not in starts:
@@ -200,6 +201,16 @@ def check_starts(starts: list[int], clips: int, frames: int) -> None:
             f"Join Clips has a clip from frame {starts[-1] + 1} to the next and {frames} "
             f"{'picture' if frames == 1 else 'pictures'} in `images`: wire all pictures of the story."
         )
+
+
+def check_clips(clips: list[torch.Tensor]) -> None:
+    """Raise `ValueError` for a clip without two pictures, of which one is left where its first is another's last."""
+    for number, clip in enumerate(clips, 1):
+        if len(clip) < 2:
+            raise ValueError(
+                f"Join Clips has {len(clip)} {'picture' if len(clip) == 1 else 'pictures'} in clip {number} of "
+                f"{len(clips)}: a clip begins and ends with one, so raise the length that the video model draws."
+            )
 
 
 def cross_fade(before: torch.Tensor, after: torch.Tensor, count: int) -> torch.Tensor:

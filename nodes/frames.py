@@ -211,6 +211,12 @@ class OneStoryCollectFrames(io.ComfyNode):
                     "Frames and here."
                 )
             found[j] = picture
+        twice = next((j for j in numbers if numbers.count(j) > 1), None)
+        if twice:
+            raise ValueError(
+                f"Collect Frames has two pictures for frame {twice}: wire `number` from one Story Frames, and one "
+                "picture for each of its items."
+            )
         lacking = [j for j in range(1, total + 1) if j not in found]
         if lacking:
             raise ValueError(

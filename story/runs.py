@@ -44,20 +44,29 @@ def parse_frames(text: str, total: int) -> tuple[int, ...]:
 
     Raises `ValueError` for what is no such text and for a frame that the story hasn't.
     """
+    return tuple(sorted(numbers_in(text, total, "frames", "all"))) or tuple(range(total))
+
+
+def parse_cuts(text: str, total: int) -> set[int]:
+    """The frames, from 0, after which there is a cut; as in `parse_frames`, but none for an empty text."""
+    return numbers_in(text, total, "cuts", "none")
+
+
+def numbers_in(text: str, total: int, name: str, nothing: str) -> set[int]:
+    """The frames in the text of the input `name`, where an empty one means `nothing`. Raises `ValueError`."""
     text = DASHES.sub("-", unicodedata.normalize("NFKC", text))
-    parts = [part for part in SEPARATORS.split(text) if part]
-    if not parts:
-        return tuple(range(total))
     found: set[int] = set()
-    for part in parts:
+    for part in filter(None, SEPARATORS.split(text)):
         match = FRAMES.fullmatch(part)
         if not match:
-            raise ValueError(f"frames has “{part}”: write numbers of frames such as 3 or 2, 5-7, or nothing for all.")
+            raise ValueError(
+                f"{name} has “{part}”: write numbers of frames such as 3 or 2, 5-7, or nothing for {nothing}."
+            )
         first, last = sorted((int(match[1]), int(match[2] or match[1])))
         if not 1 <= first <= last <= total:
             raise ValueError(
-                f"frames has “{part}”, and the story has {total} {'frame' if total == 1 else 'frames'}: write numbers "
-                f"from 1 to {total}, or nothing for all."
+                f"{name} has “{part}”, and the story has {total} {'frame' if total == 1 else 'frames'}: write numbers "
+                f"from 1 to {total}, or nothing for {nothing}."
             )
         found.update(range(first - 1, last))
-    return tuple(sorted(found))
+    return found

@@ -258,7 +258,8 @@ def wan(image_to_video: bool = False, **more):
     from comfy.ldm.wan.model import WanModel
 
     kind = {"model_type": "i2v", "in_dim": 36} if image_to_video else {"model_type": "t2v", "in_dim": 16}
-    return loaded(WanModel(**kind, dim=128, out_dim=16, num_heads=1, ffn_dim=64, num_layers=3, **OPERATIONS, **more))
+    size = {"dim": 128, "out_dim": 16, "num_heads": 1, "ffn_dim": 64, "num_layers": 3}
+    return loaded(WanModel(**{**kind, **size, **more}, **OPERATIONS))
 
 
 STACKED = (10, 20, 30)

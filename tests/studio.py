@@ -8,11 +8,12 @@ from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
 
+import av
 import pytest
 import torch
 from adapters import write_adapters
 from conftest import COMFYUI
-from model_files import write_flux
+from model_files import write_flux, write_wan
 from onestory.story.script import parse_script
 from onestory.tools import client, demo, host
 from PIL import Image
@@ -25,6 +26,11 @@ KINDS = ("checkpoints", "loras", "controlnet", "diffusion_models", "text_encoder
 KEEPS = ("--cache-classic",)
 """What a server has computed stays there for the next run, however little memory the machine has left."""
 SIDE = 64
+CLIP = 5
+"""The pictures of a clip, in short."""
+SAVERS = ("SaveImage", "SaveVideo")
+STORY, FILM = {"OneStory/frame", "OneStory/board"}, {"OneStory/picture", "OneStory/film"}
+"""How the names begin of what a workflow saves."""
 CUSTOM_NODES = Path(__file__).parent / "custom_nodes"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
@@ -69,6 +75,7 @@ def write_models(checkpoint: Path, folder: Path) -> None:
     link.symlink_to(checkpoint)
     write_sd3_checkpoint(folder / "checkpoints" / "sd3.5_large_fp8_scaled.safetensors", checkpoint)
     write_flux(folder)
+    write_wan(folder)
     save_file(random_lora(), folder / "loras" / "sd_xl_offset_example-lora_1.0.safetensors")
     save_file(random_controlnet(checkpoint), folder / "controlnet" / "control-lora-canny-rank128.safetensors")
 
@@ -109,9 +116,9 @@ def png(image: Image.Image) -> bytes:
 
 
 def draft(workflow: dict[str, dict], side: int = SIDE, steps: int = 2) -> dict[str, dict]:
-    """The workflow, quick to run: small pictures in few steps."""
+    """The workflow, quick to run: small pictures in few steps, short clips."""
     for node in workflow.values():
-        for key, value in {"width": side, "height": side}.items():
+        for key, value in {"width": side, "height": side, "megapixels": 0.01, "length": CLIP}.items():
             if key in node["inputs"]:
                 node["inputs"][key] = value
     demo.set_steps(workflow, steps)
@@ -130,18 +137,52 @@ def saved(client_: client.Client, outputs: dict[str, dict], node_id: str) -> lis
 
 
 def check_pictures(client_: client.Client, api: dict[str, dict], outputs: dict[str, dict]) -> None:
-    """Every frame of the story and every page was saved, in its size, and none in one colour. `api` is a draft."""
+    """What the workflow promises was saved: every frame of the story and every page, a film, or both. `api` is a draft.
+
+    Pictures have their size, and none is in one colour.
+    """
     (script,) = (node["inputs"] for node in api.values() if node["class_type"] == "OneStoryScript")
     frames = len(parse_script(script["identity"], script["frames"]).frames)
-    savers = {id_: node["inputs"]["filename_prefix"] for id_, node in api.items() if node["class_type"] == "SaveImage"}
-    assert {prefix.split()[0] for prefix in savers.values()} == {"OneStory/frame", "OneStory/board"}
+    savers = {id_: node["inputs"]["filename_prefix"] for id_, node in api.items() if node["class_type"] in SAVERS}
+    assert {prefix.split()[0] for prefix in savers.values()} in (STORY, FILM, STORY | {"OneStory/film"})
     side = SIDE * math.prod(node["inputs"]["scale_by"] for node in api.values() if node["class_type"] == "ImageScaleBy")
     for id_, prefix in savers.items():
+        if prefix.startswith("OneStory/film"):
+            check_film(film_of(client_, outputs, id_), api, frames)
+            continue
         pictures = saved(client_, outputs, id_)
-        if prefix.startswith("OneStory/frame"):
-            assert [picture.size for picture in pictures] == [(side, side)] * frames
-        else:
-            assert len(pictures) == pages(api, id_, frames)
+        assert len(pictures) == count(api, id_, frames)
+        if prefix.startswith("OneStory/board"):
             assert all(board.width > SIDE and board.height > SIDE for board in pictures)
+        else:
+            assert {picture.size for picture in pictures} == {(side, side)}
         for picture in pictures:
             assert any(low < high for low, high in picture.convert("RGB").getextrema()), "a picture of one colour"
+
+
+def count(api: dict[str, dict], node_id: str, frames: int) -> int:
+    """How many pictures a Save Image node gets for a story of `frames`."""
+    prefix = api[node_id]["inputs"]["filename_prefix"]
+    if prefix.startswith("OneStory/board"):
+        return pages(api, node_id, frames)
+    return film_length(api, frames) if prefix.startswith("OneStory/picture") else frames
+
+
+def film_length(api: dict[str, dict], frames: int) -> int:
+    """How many pictures the film of a story of `frames` has, without a cut."""
+    each = {key: node["inputs"][key] for node in api.values() for key in ("count", "length") if key in node["inputs"]}
+    steps = each["count"] + 1 if "count" in each else each["length"] - 1
+    return (frames - 1) * steps + 1
+
+
+def film_of(client_: client.Client, outputs: dict[str, dict], node_id: str) -> av.container.InputContainer:
+    """The file that a Save Video node wrote."""
+    (video,) = outputs[node_id]["images"]
+    return av.open(BytesIO(client_.download(video)))
+
+
+def check_film(file: av.container.InputContainer, api: dict[str, dict], frames: int) -> None:
+    (fps,) = (node["inputs"]["fps"] for node in api.values() if node["class_type"] == "CreateVideo")
+    assert file.streams.video[0].average_rate == fps
+    sizes = [(picture.width, picture.height) for picture in file.decode(video=0)]
+    assert sizes == [(SIDE, SIDE)] * film_length(api, frames)

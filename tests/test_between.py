@@ -5,17 +5,25 @@ from io import BytesIO
 from types import SimpleNamespace
 
 import av
+import folder_paths
 import numpy
 import pytest
 import torch
+from adapters import Exact, adapter, flat
 from comfy.ldm.modules.attention import attention_basic
-from graphs import empty, ipca, random, sample, scaled_error, self_attention, story
+from families import COLUMNS, FLUX, ROWS
+from graphs import empty, encode, ipca, positive, random, sample, scaled_error, self_attention, story
+from joint import overridden
 from onestory.attention.batch import Cast
 from onestory.attention.between import InBetweens, between_noise, slerp
 from onestory.nodes.between import OneStoryInBetweens
+from onestory.nodes.passes import OneStoryRuns
 from onestory.svr.record import KEY, Attached, Between, Encoder, Record, Row, Span, Spans
+from safetensors.torch import save_file
 from studio import saved
+from test_image_adapter import Decoupled
 from test_server import graph, node
+from vision import TINY_CLIP, tiny
 
 TALE = story("[Mia] a girl\n[Otto] an owl", "[Mia] runs", "[Mia] eats", "[Otto] flies")
 FILM = [0, 3, 1, 4, 2]
@@ -27,11 +35,9 @@ def tale():
     return TALE
 
 
-def between(model, conditioning, latent, count=1, pairs="all neighbours", cuts="", negative=None):
+def between(model, conditioning, latent, count=1, pairs="all neighbours", **more):
     reach = {"blocks": "all", "start_percent": 0.0, "end_percent": 1.0}
-    return OneStoryInBetweens.execute(
-        model, conditioning, latent, count, pairs, cuts=cuts, negative=negative, **reach
-    ).result
+    return OneStoryInBetweens.execute(model, conditioning, latent, count, pairs, **reach, **more).result
 
 
 def small_story(characters=(("Mia",), ("Mia",), ("Otto",))):
@@ -109,6 +115,66 @@ def test_the_storys_own_frames_are_in_the_film_as_they_were(sd, frames, negative
     assert scaled_error(film[::2], want) < 1e-4
 
 
+# --- with the frames' pictures ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pictures(tmp_path, monkeypatch):
+    """The inputs for what CLIP and a small adapter see in the story's drawn frames."""
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "ipadapter", ([str(tmp_path)], {".safetensors"}))
+    folder_paths.filename_list_cache.pop("ipadapter", None)
+    for name in ("base", "FaceID"):
+        save_file(flat(adapter(name)), tmp_path / f"{name}.safetensors")
+    images = random([3, 56, 56, 3], 5)
+    return {"images": images, "adapter": "base.safetensors", "clip_vision": tiny(TINY_CLIP), "scale": 0.7}
+
+
+def test_pictures_between_look_at_image_tokens_on_the_line_between_those_of_both(sd, frames, negative, pictures):
+    """The whole run against attention to the tokens of the formula, row by row in float64."""
+    film = {"count": 2, "pairs": "same characters"}
+    model, conditioning, latent, _ = between(sd.model, frames, empty(TALE), **film)
+    state = adapter("base")
+    exact = Exact(state["image_proj"])
+    with torch.inference_mode():
+        seen = pictures["clip_vision"].encode_image(pictures["images"])["image_embeds"]
+    first, second = (exact.tokens("base", each) for each in seen[:2])
+    tokens = {"near": first * 2 / 3 + second / 3, "far": first / 3 + second * 2 / 3}
+    blank = exact.tokens("base", torch.zeros(24))
+    shown = [(), ("near",), ("far",), (), ()]
+    override = Decoupled(sd.model, state["ip_adapter"], tokens, blank, shown)
+    want = sample(overridden(model, override), conditioning, negative, latent)
+    got = sample(between(sd.model, frames, empty(TALE), **film, **pictures)[0], conditioning, negative, latent)
+    plain = sample(model, conditioning, negative, latent)
+    assert override.calls and scaled_error(got, want) < 5e-5, "float noise of two steps"
+    assert torch.equal(got[[0, 3, 4]], plain[[0, 3, 4]]), "the story's own frames"
+    assert all(scaled_error(got[row], plain[row]) > 1e-3 for row in (1, 2))
+    pictures["scale"] = 0.0
+    off = between(sd.model, frames, empty(TALE), **film, **pictures)[0]
+    assert torch.equal(sample(off, conditioning, negative, latent), plain)
+
+
+def test_wrong_pictures_are_a_sentence(sd, pictures):
+    for changed, said in (
+        ({"images": None}, "the adapter “base.safetensors” and no `images` for it to look at: wire the story's frames"),
+        ({"adapter": "none"}, "has `images` and no `adapter` that looks at them: choose an IP-Adapter file"),
+        ({"images": pictures["images"][:1]}, "has 1 picture in `images` and a story of 3 frames: wire one picture"),
+        (
+            {"adapter": "FaceID.safetensors"},
+            "reads faces, and Story In-Betweens gives it whole pictures: choose a base",
+        ),
+        ({"clip_vision": None}, r"was made for the CLIP vision model one \(24 channels\): load it with"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            between(sd.model, *small_story(), **pictures | changed)
+    with pytest.raises(
+        ValueError, match="takes `images` for SD1.5 and SDXL, and this model is Flux: take the wire out"
+    ):
+        between(FLUX.model(), *small_story(), **pictures)
+
+
+# --- films ------------------------------------------------------------------------------------------------------------
+
+
 def test_comfyuis_own_nodes_save_the_film(server):
     """Six pictures that a player reads back are those that the batch decodes to, but for the codec."""
     chosen = {"count": 4, "pairs": "all neighbours", "blocks": "all", "start_percent": 0.0, "end_percent": 1.0}
@@ -135,11 +201,33 @@ def test_comfyuis_own_nodes_save_the_film(server):
         assert abs(got.mean((0, 1)) - want.mean((0, 1))).max() < 8
 
 
+def test_drawn_a_few_at_a_time_the_film_is_the_same(sd, frames, negative):
+    patched, conditioning, stretched, _ = between(ipca(sd.model), frames, empty(TALE), count=2)
+    whole = sample(patched, conditioning, negative, stretched)
+    runs = OneStoryRuns.execute(patched, 3).result[0]
+    assert scaled_error(sample(runs, conditioning, negative, stretched), whole) < 1e-4
+
+
+def test_a_transformers_film_has_the_storys_own_frames_and_is_the_same_in_runs():
+    """Flux's text and picture stand in one attention call: pictures look at both ends there as well."""
+    clip, tale = FLUX.clip(), story("a watercolor fox", "runs", "sleeps")
+    given, negative = positive(clip, tale), encode(clip, "red fox")
+    latent = empty(tale, COLUMNS * FLUX.pixels, ROWS * FLUX.pixels)
+    want = sample(FLUX.model(), given, negative, latent)
+    patched, conditioning, stretched, _ = between(FLUX.model(), given, latent, count=2)
+    film = sample(patched, conditioning, negative, stretched)
+    assert scaled_error(film[[0, 3]], want) < 1e-4
+    alone = sample(FLUX.model(), conditioning, negative, stretched)
+    assert scaled_error(film[1:3], alone[1:3]) > 1e-2, "they look at both ends"
+    runs = OneStoryRuns.execute(patched, 1).result[0]
+    assert scaled_error(sample(runs, conditioning, negative, stretched), film) < 1e-4
+
+
 @pytest.mark.parametrize(
     "more, said",
     [
         ({"pairs": "same characters", "cuts": "1"}, "has a cut after every frame: choose “all neighbours”"),
-        ({"cuts": "9"}, "frames has “9”, and the story has 3 frames"),
+        ({"cuts": "9"}, "cuts has “9”, and the story has 3 frames"),
     ],
 )
 def test_wrong_cuts_are_a_sentence(sd, more, said):

@@ -17,7 +17,20 @@ from conftest import COMFYUI, ROOT
 from onestory.story.script import parse_script
 from onestory.tools import client, host
 from PIL import Image
-from studio import CHROMIUM, NAMES, WORKFLOWS, check_pictures, draft, pages, read, saved, twin
+from studio import (
+    CHROMIUM,
+    CLIP,
+    NAMES,
+    SIDE,
+    WORKFLOWS,
+    check_pictures,
+    count,
+    draft,
+    film_of,
+    read,
+    saved,
+    twin,
+)
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium is installed: on Debian, `apt install chromium`")
@@ -165,9 +178,7 @@ def test_workflow_opens_runs_and_shows_its_pictures(page, studio, name):
     frames = len(script["frames"].splitlines())
     for id_, node in drafted.items():
         if node["class_type"] == "SaveImage":
-            board = node["inputs"]["filename_prefix"].startswith("OneStory/board")
-            shown = pages(drafted, id_, frames) if board else frames
-            page.wait_for_function(f"app.graph.getNodeById({id_}).imgs?.length === {shown}")
+            page.wait_for_function(f"app.graph.getNodeById({id_}).imgs?.length === {count(drafted, id_, frames)}")
     page.wait_for_timeout(500)
     page.screenshot(path=SCREENSHOTS / f"{name}.png")
     page.set_viewport_size(SMALL)
@@ -195,27 +206,35 @@ def test_help_page_opens(page):
     page.screenshot(path=SCREENSHOTS / "help.png")
 
 
+def place(page: "playwright.Page", blueprint: str) -> None:
+    """Find a blueprint as an artist does, and put it on the canvas; it becomes `app.graph.nodes`' last."""
+    placed = page.evaluate("app.graph.nodes.length")
+    command(page, "Workspace.SearchBox.Toggle")
+    page.get_by_placeholder("Add a node...").fill(blueprint)
+    found = page.get_by_role("option").filter(has_text="Subgraph Blueprints / OneStory")
+    found.filter(has=page.get_by_text(blueprint, exact=True)).first.click()
+    page.wait_for_function(f"app.graph.nodes[{placed}]?.flags.ghost")  # it follows the mouse until a click
+    while page.evaluate(f"app.graph.nodes[{placed}].flags.ghost"):
+        page.mouse.click(SMALL["width"] / 2, SMALL["height"] / 2)
+        page.wait_for_timeout(500)
+    name, types, quarantined = page.evaluate(
+        f"""() => {{
+            const {{ subgraph, properties }} = app.graph.nodes[{placed}]
+            return [subgraph.name, subgraph.nodes.map(n => n.type), properties.proxyWidgetErrorQuarantine ?? []]
+        }}"""
+    )
+    assert name == blueprint
+    assert page.evaluate("types => types.filter(type => !(type in LiteGraph.registered_node_types))", types) == []
+    assert quarantined == [], "the editor understands every widget that the node shows"
+
+
 def test_the_blueprint_is_one_ready_node(page):
     page.errors.clear()
     new_workflow(page)
-    page.mouse.dblclick(SMALL["width"] / 2, SMALL["height"] / 2)
-    page.get_by_placeholder("Add a node...").fill("Story from one prompt")
-    page.get_by_text("Subgraph Blueprints / OneStory").wait_for()
-    page.keyboard.press("Enter")
-    page.wait_for_function("app.graph.nodes[0]?.flags.ghost")  # it follows the mouse until a click
-    while page.evaluate("app.graph.nodes[0].flags.ghost"):
-        page.mouse.click(SMALL["width"] / 2, SMALL["height"] / 2)
-        page.wait_for_timeout(500)
-    inside, quarantined = page.evaluate(
-        """() => {
-            const [{ subgraph, properties }] = app.graph.nodes
-            return [subgraph.nodes.map(n => n.type), properties.proxyWidgetErrorQuarantine ?? []]
-        }"""
-    )
+    place(page, "Story from one prompt")
+    inside = page.evaluate("app.graph.nodes[0].subgraph.nodes.map(n => n.type)")
     ours = ["OneStoryBoard", "OneStoryIPCA", "OneStoryLatent", "OneStoryPrompt", "OneStorySVR", "OneStoryScript"]
     assert sorted(type_ for type_ in inside if type_.startswith("OneStory")) == ours
-    assert page.evaluate("types => types.filter(type => !(type in LiteGraph.registered_node_types))", inside) == []
-    assert quarantined == [], "the editor understands every widget that the node shows"
 
     values = {
         "identity": "a red fox",
@@ -253,6 +272,58 @@ def test_the_blueprint_is_one_ready_node(page):
     page.wait_for_function("app.graph.nodes.slice(1).map(n => n.imgs?.length).join() === '1,2'")
     page.wait_for_timeout(500)
     page.screenshot(path=SCREENSHOTS / "blueprint.png")
+    page.set_viewport_size(SMALL)
+    assert page.errors == []
+
+
+FILM_BLUEPRINTS = ("Story with an Edit Model", "Story to Film with Wan", "Story to Film")
+
+
+def test_blueprints_make_a_story_and_films_of_it(page, studio):
+    """The first one's frames go on into the second; the third is alone."""
+    page.errors.clear()
+    new_workflow(page)
+    for n, name in enumerate(FILM_BLUEPRINTS):
+        place(page, name)
+        page.evaluate(f"app.graph.nodes[{n}].pos = [{520 * n}, 4000]")  # out of the way of the next one
+    page.evaluate(
+        """([side, clip]) => {
+            const add = (type, x, y, widgets = {}) => {
+                const node = LiteGraph.createNode(type)
+                node.pos = [x, y]
+                app.graph.add(node)
+                for (const widget of node.widgets ?? []) if (widget.name in widgets) widget.value = widgets[widget.name]
+                return node
+            }
+            const wire = (from, output, to, input) => from.connect(output, to, to.findInputSlot(input))
+            const [edit, wan, film] = app.graph.nodes
+            for (const node of app.graph.nodes) node.pos[1] = 400
+            const size = { width: side, height: side, megapixels: 0.01, length: clip }
+            const small = { ...size, steps: 1, count: 1, end_at_step: 1 }
+            for (const node of [edit, wan, film])
+                for (const widget of node.widgets) if (widget.name in small) widget.value = small[widget.name]
+            const script = add("OneStoryScript", 0, 0, { identity: "[Mia] a girl", frames: "[Mia] runs\\n[NC] rain" })
+            const picture = add("EmptyImage", 0, -250, { width: side, height: side })
+            const cast = add("OneStoryCast", 520, 0)
+            wire(script, 0, cast, "story"), wire(picture, 0, cast, "images")
+            wire(script, 0, edit, "story"), wire(cast, 0, edit, "cast")
+            wire(script, 0, wan, "story"), wire(edit, 0, wan, "images")
+            for (const [n, node] of [wan, film].entries())
+                wire(node, 0, add("SaveVideo", 1040 + 320 * n, -250, { filename_prefix: `blueprint ${n}` }), "video")
+        }""",
+        [SIDE, CLIP],
+    )
+    kind, detail = press_run(page)
+    assert kind == "execution_success", detail
+    outputs = studio.wait(detail["prompt_id"], None, lambda kind, data: None)["outputs"]
+    films = {}
+    for id_, output in outputs.items():
+        for video in output.get("images", ()) if output.get("animated") else ():
+            with film_of(studio, outputs, id_) as file:
+                films[video["filename"][:11]] = [(p.width, p.height) for p in file.decode(video=0)]
+    assert films == {"blueprint 0": [(SIDE, SIDE)] * CLIP, "blueprint 1": [(SIDE, SIDE)] * 7}
+    show_all(page)
+    page.screenshot(path=SCREENSHOTS / "film blueprints.png")
     page.set_viewport_size(SMALL)
     assert page.errors == []
 

@@ -127,6 +127,8 @@ def test_pictures_come_back_in_the_storys_order_and_single_ones_are_redone():
     assert torch.equal(redone[2:3], new) and torch.equal(redone[[0, 1, 3]], whole[[0, 1, 3]])
     for args, said in (
         (([new],), "has 1 picture for 4 frames: draw one picture for each"),
+        (([],), "has 0 pictures for 4 frames: draw one picture for each"),
+        (([new, new], [3, 3], [whole]), "has two pictures for frame 3: wire `number` from one Story Frames"),
         (([new], [3]), "lacks frame 1 of 4: let Story Frames draw all, or wire"),
         (([new], [5], [whole]), "has number 5, and the story has 4 frames"),
         (([new], [3], [whole[:2]]), "`earlier` has 2 pictures and the story 4 frames"),
@@ -196,6 +198,12 @@ def test_neighbours_become_starts_ends_and_prompts_with_cuts_where_wanted():
         ((images[:1], story("a fox", "runs"), "{to}", "all neighbours"), "has a story of 1 frame"),
         ((images, tale, "{to}", "same characters", "1"), "has a cut after every frame: choose “all neighbours”"),
         ((images, tale, "{of}", "all neighbours"), r"template has \{of\}"),
+        (
+            (images, tale, "{to}", "all neighbours", "4"),
+            "cuts has “4”, and the story has 3 frames: write numbers from 1",
+        ),
+        ((images, tale, "{to}", "all neighbours", "end"), "cuts has “end”: write numbers of frames such as 3"),
+        ((images[:0], tale, "{to}", "all neighbours"), "has 0 pictures and the story 3 frames"),
     ):
         with pytest.raises(ValueError, match=said):
             OneStoryTransitions.execute(*args)
@@ -222,6 +230,7 @@ def test_pictures_alone_fade_into_each_other():
         (([images], [1, 2]), "has 1 clip and 2 in `number`"),
         (([images, images], [2, 1]), "has the numbers 2, 1: wire `number` from one Story Transitions"),
         (([images], [2], [images]), "has a clip from frame 2 to the next and 2 pictures in `images`"),
+        (([images, images[:1]],), "has 1 picture in clip 2 of 2: a clip begins and ends with one, so raise"),
     ):
         with pytest.raises(ValueError, match=said):
             film(*args)

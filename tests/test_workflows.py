@@ -32,6 +32,8 @@ def inputs_of(info: dict, type_: str) -> dict[str, list]:
 def choices(spec: list) -> list | None:
     if isinstance(spec[0], list):
         return spec[0]
+    if spec[0] == "COMFY_DYNAMICCOMBO_V3":
+        return [option["key"] for option in spec[1]["options"]]
     return spec[1]["options"] if spec[0] == "COMBO" else None
 
 
@@ -46,7 +48,7 @@ def to_api(workflow: dict, info: dict) -> dict[str, dict]:
         inputs = {}
         for name, spec in inputs_of(info, node["type"]).items():
             options = spec[1] if len(spec) > 1 else {}
-            if choices(spec) is None and spec[0] not in NUMBERS:
+            if (choices(spec) is None and spec[0] not in NUMBERS) or options.get("forceInput"):
                 continue
             inputs[name] = next(values)
             if options.get("control_after_generate") or (spec[0] == "INT" and name in ("seed", "noise_seed")):

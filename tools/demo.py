@@ -237,7 +237,7 @@ def trained_size(checkpoint: Path) -> int | None:
 
 
 def fill_in(workflow: Workflow, story: StoryText | None, settings: dict) -> Workflow:
-    """The workflow with a story and settings in it; what is not given stays as it is."""
+    """The workflow with a story and settings in it; what is not given or comes by a wire stays as it is."""
     workflow = copy.deepcopy(workflow)
     width, height = settings.get("size", (None, None))
     wanted = {
@@ -247,8 +247,10 @@ def fill_in(workflow: Workflow, story: StoryText | None, settings: dict) -> Work
         "CLIPTextEncode": {"text": settings.get("negative")},
         "OneStoryBoard": {"page_width": settings.get("page_width")},
     }
-    for kind, inputs in wanted.items():
-        set_inputs(workflow, kind, {name: value for name, value in inputs.items() if value is not None})
+    for node in workflow.values():
+        for name, value in wanted.get(node["class_type"], {}).items():
+            if value is not None and not isinstance(node["inputs"].get(name), list):
+                node["inputs"][name] = value
     if settings.get("steps") is not None:
         set_steps(workflow, settings["steps"])
     if settings.get("seed") is not None:
@@ -280,7 +282,8 @@ def seed_of(workflow: Workflow) -> tuple[dict, str]:
     sampler = next(node["inputs"] for node in workflow.values() if node["class_type"] in SAMPLERS)
     name = "seed" if "seed" in sampler else "noise_seed"
     if isinstance(sampler[name], list):
-        return workflow[sampler[name][0]]["inputs"], "value"
+        holder = workflow[sampler[name][0]]["inputs"]
+        return holder, "seed" if "seed" in holder else "value"
     return sampler, name
 
 

@@ -28,14 +28,13 @@ from onestory.world.drawing.attributes import VALUES, draw  # noqa: E402
 from onestory.world.drawing.render import render  # noqa: E402
 
 WORKFLOWS = ROOT / "workflows"
+BOARD = "OneStory/board"
 BANNER = ROOT / "docs" / "story.jpg"
 ICON = ROOT / "docs" / "icon.png"
 FILM = ROOT / "docs" / "film.png"
 SIDE = 512
 GUIDANCE = 4.5
 ICON_SIDE, ICON_GAP = 400, 10
-FILM_STORY = StoryText("film", "an orange fox with a scarf", "in the forest\nin the city\non the beach")
-FILM_STEPS = 12
 OTHERS_MODELS = {"LoraLoader": {0: "model", 1: "clip"}, "ControlNetApplyAdvanced": {0: "positive", 1: "negative"}}
 """Nodes that need a model made for another checkpoint, and which input each output takes the place of."""
 LOADERS = {"UNETLoader": 0, "DualCLIPLoader": 1, "VAELoader": 2}
@@ -44,12 +43,13 @@ BESIDE_THEM = ("ControlNetLoader", "LoadImage", "Canny")
 
 
 class Picture(NamedTuple):
-    """A thumbnail: the story, its seed, and what differs from the workflow's settings, by node kind and input."""
+    """A thumbnail: the story, its seed, and what differs from the workflow's settings, by node kind."""
 
     identity: str
     frames: str
     seed: int = 1
     board: dict = {}
+    others: dict[str, dict] = {}
 
 
 STORIES = {
@@ -151,11 +151,40 @@ STORIES = {
 }
 
 
+PLACES = (
+    "an orange fox with a scarf",
+    "in the forest # In the forest,\nin the city # in the city,\n"
+    "on the beach # by the sea,\nin the snow at night # and home.",
+)
+STORIES["Story to Film"] = Picture(*PLACES, seed=4, others={"OneStoryInBetweens": {"count": 4}})
+STORIES["Story to Film with Wan"] = Picture(*PLACES, seed=4, board={"columns": 2})
+STORIES["Story with an Edit Model"] = Picture(
+    "[Nell] a blue cat with a top hat\n[Bruno] a red fox with a scarf",
+    "[Nell] in the city # Nell: “Rain again.”\n[Bruno] in the forest # Bruno has a view on weather.\n"
+    "[Nell] on the beach # Nell: “At last.”\n[Bruno] in the snow # Bruno: “Better.”",
+    seed=2,
+    board={"columns": 2},
+    others={
+        "OneStoryFrames": {"template": "{identity} {frame}", "same_seed": True},
+        "EmptySD3LatentImage": {"width": 128, "height": 128},
+        "ImageScaleToTotalPixels": {"megapixels": 0.02},
+    },
+)
+
+
+FILM_STORY = Picture(
+    "an orange fox with a scarf",
+    "in the forest\nin the city\non the beach",
+    seed=4,
+    others={"OneStoryInBetweens": {"count": 4}, "KSampler": {"steps": 12}},
+)
+
+
 def graph_of(name: str, picture: Picture, checkpoint: str) -> Workflow:
     """The workflow's graph for the Story World, without what needs other models."""
     graph = json.loads((WORKFLOWS / "api" / f"{name}.json").read_text(encoding="utf-8"))
     story = StoryText(name, picture.identity, picture.frames)
-    graph = in_one_file(graph)
+    graph = in_one_file(shown(graph))
     graph = demo.fill_in(graph, story, {**demo.WORLD, "checkpoint": checkpoint, "seed": picture.seed})
     around = {}
     for key, node in graph.items():
@@ -165,9 +194,23 @@ def graph_of(name: str, picture: Picture, checkpoint: str) -> Workflow:
         for key, value in node["inputs"].items():
             while isinstance(value, list) and tuple(value) in around:
                 value = node["inputs"][key] = around[tuple(value)]
-    demo.set_inputs(graph, "OneStoryBoard", {"page_width": 2 * SIDE, **picture.board})
+    for kind, inputs in {"OneStoryBoard": {"page_width": 2 * SIDE, **picture.board}, **picture.others}.items():
+        demo.set_inputs(graph, kind, inputs)
     unused = (*OTHERS_MODELS, *BESIDE_THEM) if around else ()
     return {key: node for key, node in graph.items() if node["class_type"] not in unused}
+
+
+def shown(graph: Workflow) -> Workflow:
+    """The part of the graph that its boards come from, or else the pictures of its film."""
+    savers = [key for key, node in graph.items() if node["class_type"] == "SaveImage"]
+    wanted = [key for key in savers if graph[key]["inputs"]["filename_prefix"].startswith(BOARD)] or savers
+    needed: set[str] = set()
+    while wanted:
+        key = wanted.pop()
+        if key not in needed:
+            needed.add(key)
+            wanted += [value[0] for value in graph[key]["inputs"].values() if isinstance(value, list)]
+    return {key: node for key, node in graph.items() if key in needed}
 
 
 def in_one_file(graph: Workflow) -> Workflow:
@@ -187,15 +230,29 @@ def in_one_file(graph: Workflow) -> Workflow:
 
 
 def boards(client: Client, graph: Workflow) -> dict[str, Image.Image]:
-    """The first pages of the graph's boards, by what they are called after "OneStory/board"."""
+    """The first pages of the graph's boards, by what they are called after "OneStory/board"; or its film's pictures."""
     outputs = client.run(graph, demo.ProgressBar(graph))
     found = {}
     for key, node in graph.items():
-        _, marker, kind = node["inputs"].get("filename_prefix", "").partition("OneStory/board")
+        _, marker, kind = node["inputs"].get("filename_prefix", "").partition(BOARD)
         if marker:
             image, *_ = images(outputs, [key])
             found[kind.strip()] = Image.open(io.BytesIO(client.download(image))).convert("RGB")
-    return found
+    return found or {"": in_rows(film_pictures(client, outputs))}
+
+
+def film_pictures(client: Client, outputs: dict[str, dict]) -> list[Image.Image]:
+    """All that a graph saved."""
+    return [Image.open(io.BytesIO(client.download(each))).convert("RGB") for each in images(outputs, list(outputs))]
+
+
+def in_rows(pictures: Sequence[Image.Image], columns: int = 4) -> Image.Image:
+    """Pictures of one size next to and below each other."""
+    width, height = pictures[0].size
+    sheet = Image.new("RGB", (columns * width, -(-len(pictures) // columns) * height), PAPER)
+    for n, picture in enumerate(pictures):
+        sheet.paste(picture, (n % columns * width, n // columns * height))
+    return sheet
 
 
 def masked_picture() -> bytes:
@@ -231,25 +288,9 @@ def banner(client: Client, checkpoint: str) -> Image.Image:
 
 def film(client: Client, checkpoint: str) -> Image.Image:
     """A story and four pictures between each two of its frames, in a row."""
-    graph = json.loads((WORKFLOWS / "api" / "One Prompt One Story.json").read_text(encoding="utf-8"))
-    settings = {**demo.WORLD, "checkpoint": checkpoint, "seed": 4, "steps": FILM_STEPS}
-    graph = demo.fill_in(graph, FILM_STORY, settings)
-    sampler = next(node["inputs"] for node in graph.values() if node["class_type"] == "KSampler")
-    sides = {"model": "model", "conditioning": "positive", "latent": "latent_image"}
-    inputs = {ours: sampler[theirs] for ours, theirs in sides.items()}
-    inputs |= {"count": 4, "pairs": "all neighbours", "blocks": "all", "start_percent": 0.0, "end_percent": 1.0}
-    sampler |= {theirs: ["between", slot] for slot, theirs in enumerate(sides.values())}
-    decode = next(key for key, node in graph.items() if node["class_type"] == "VAEDecode")
-    shown = ("SaveImage", "OneStoryBoard")
-    graph = {key: node for key, node in graph.items() if node["class_type"] not in shown}
-    graph["between"] = {"class_type": "OneStoryInBetweens", "inputs": inputs}
-    graph["save"] = {"class_type": "SaveImage", "inputs": {"images": [decode, 0], "filename_prefix": "film"}}
-    outputs = client.run(graph, demo.ProgressBar(graph))
-    pictures = [Image.open(io.BytesIO(client.download(each))).convert("RGB") for each in images(outputs, ["save"])]
-    strip = Image.new("RGB", (sum(picture.width for picture in pictures), pictures[0].height))
-    for n, picture in enumerate(pictures):
-        strip.paste(picture, (n * picture.width, 0))
-    return strip
+    graph = graph_of("Story to Film", FILM_STORY, checkpoint)
+    pictures = film_pictures(client, client.run(graph, demo.ProgressBar(graph)))
+    return in_rows(pictures, len(pictures))
 
 
 def icon() -> Image.Image:

@@ -166,15 +166,19 @@ def adapter_files() -> list[str]:
 
 def load_adapter(name: str) -> Adapter:
     """The adapter in a file of ComfyUI's folders. Raises `ValueError` for a file that is none."""
-    path = folder_paths.get_full_path_or_raise(FOLDER, name)
+    return read_adapter(name, load_weights(FOLDER, name))
+
+
+def load_weights(folder: str, name: str) -> dict[str, Any]:
+    """The state dict in a file of one of ComfyUI's model folders. Raises `ValueError` for a file that has more."""
+    path = folder_paths.get_full_path_or_raise(folder, name)
     try:
-        state = comfy.utils.load_torch_file(path, safe_load=True)
+        return comfy.utils.load_torch_file(path, safe_load=True)
     except Exception as error:  # each format has its own
         raise ValueError(
             f"“{name}” can't be read: it is damaged, or a pickle with more in it than weights, which OneStory does not "
             "run; get the file again, as safetensors if there is one."
         ) from error
-    return read_adapter(name, state)
 
 
 def check_vision(adapter: Adapter, clip_vision: ClipVisionModel | None) -> None:
@@ -200,7 +204,7 @@ def looks_of(
     member: Member, adapter: Adapter, clip_vision: ClipVisionModel | None, fit: str, pictures: str
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """What the adapter reads of a member: what CLIP sees in its pictures, and its faces. Raises `ValueError`."""
-    who = f"[{member.name}]" if member.name else "the character"
+    who = who_is(member)
     face = member.face if adapter.reads_face else None
     if adapter.reads_face and face is None:
         raise ValueError(
@@ -213,15 +217,25 @@ def looks_of(
         shown = [see(clip_vision, picture, adapter, fit) for picture in pictures_of(member, who)]
         seen = torch.cat(shown)
     if face is not None and seen is not None:
-        if len(face) not in (1, len(seen)):
-            raise ValueError(
-                f"Story Cast has {count(member.images)} and {len(face)} faces of {who}: the adapter "
-                f"“{adapter.file}” needs one face for each picture, or one for all."
-            )
-        face = face.expand(len(seen), -1)
+        face = face_for_each(member, len(seen), adapter.file)
     if pictures == "average":
         seen, face = (x if x is None else x.mean(0, keepdim=True) for x in (seen, face))
     return seen, face
+
+
+def who_is(member: Member) -> str:
+    return f"[{member.name}]" if member.name else "the character"
+
+
+def face_for_each(member: Member, pictures: int, file: str) -> torch.Tensor:
+    """A member's face embeddings [pictures, 512]. Raises `ValueError` for another number of them."""
+    assert member.face is not None
+    if len(member.face) not in (1, pictures):
+        raise ValueError(
+            f"Story Cast has {count(member.images)} and {len(member.face)} faces of {who_is(member)}: “{file}” needs "
+            "one face for each picture, or one for all."
+        )
+    return member.face.expand(pictures, -1)
 
 
 def pictures_of(member: Member, who: str) -> list[torch.Tensor]:

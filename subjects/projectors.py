@@ -34,10 +34,10 @@ def patch_tokens(x: Tensor, weights: Weights) -> Tensor:
     return layer_norm(linear(x, weights, "proj.2"), weights, "proj.3")
 
 
-def face_tokens(face: Tensor, weights: Weights) -> Tensor:
-    """FaceID: face embeddings [faces, 512] of length 1 as tokens [faces, tokens, channels]."""
-    x = linear(F.gelu(linear(face, weights, "proj.0")), weights, "proj.2")
-    return layer_norm(x.unflatten(-1, (-1, len(weights["norm.weight"]))), weights, "norm")
+def face_tokens(face: Tensor, weights: Weights, proj: str = "proj", norm: str = "norm") -> Tensor:
+    """FaceID: face embeddings [faces, 512] as tokens [faces, tokens, channels]."""
+    x = linear(F.gelu(linear(face, weights, f"{proj}.0")), weights, f"{proj}.2")
+    return layer_norm(x.unflatten(-1, (-1, len(weights[f"{norm}.weight"]))), weights, norm)
 
 
 def resample(latents: Tensor, x: Tensor, weights: Weights, prefix: str = "", dim_head: int = 64) -> Tensor:

@@ -116,7 +116,7 @@ class Exact:
         scaled = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
         return scaled * self.w[f"{name}.weight"] + self.w[f"{name}.bias"]
 
-    def resample(self, latents, x, prefix=""):
+    def resample(self, latents, x, prefix="", head=64):
         x, i = self.line(x, f"{prefix}proj_in"), 0
         while f"{prefix}layers.{i}.0.to_q.weight" in self.w:
             at = f"{prefix}layers.{i}"
@@ -124,9 +124,9 @@ class Exact:
             both = torch.cat([self.norm(x, f"{at}.0.norm1"), own])
             q, (k, v) = self.line(own, f"{at}.0.to_q"), self.line(both, f"{at}.0.to_kv").chunk(2, -1)
             heads = []
-            for h in range(0, q.shape[-1], 64):
-                part = slice(h, h + 64)
-                heads.append((q[:, part] @ k[:, part].T / 8).softmax(-1) @ v[:, part])
+            for h in range(0, q.shape[-1], head):
+                part = slice(h, h + head)
+                heads.append((q[:, part] @ k[:, part].T / head**0.5).softmax(-1) @ v[:, part])
             latents = latents + self.line(torch.cat(heads, -1), f"{at}.0.to_out")
             hidden = gelu(self.line(self.norm(latents, f"{at}.1.0"), f"{at}.1.1"))
             latents = latents + self.line(hidden, f"{at}.1.3")

@@ -11,7 +11,7 @@ from ..subjects.photomaker import PhotoMaker, read_photomaker
 from ..subjects.vision import clip_pixels, picture_side
 from ..svr.pictures import Pictures
 from .cast import Cast, Member
-from .image_adapter import face_for_each, load_weights, pictures_of, who_is
+from .image_adapter import for_each, load_weights, pictures_of, who_is
 from .types import CATEGORY, STORY_CAST, STORY_PHOTOMAKER
 
 FOLDER = "photomaker"
@@ -106,7 +106,7 @@ def tokens_of(member: Member, source: PhotoMaker, device: torch.device) -> torch
                 f"“{source.file}” reads faces too, and Story Cast has no `face` of {who}: wire one from Story Face, or "
                 "choose PhotoMaker v1."
             )
-        face = face_for_each(member, len(pictures), source.file)
+        face = for_each(member, member.face, len(pictures), source.file)
     pixels = torch.cat([clip_pixels(picture, picture_side(source.encoder)) for picture in pictures]).to(device)
     return source.tokens(pixels, face if face is None else face.to(pixels)).cpu()
 

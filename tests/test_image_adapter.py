@@ -245,6 +245,10 @@ class Decoupled:
         self.factors = factors
         self.calls = 0
 
+    def looked(self, names, shown, negative):
+        """The tokens that `names` of the characters `shown` are drawn from together."""
+        return self.blank if negative else torch.cat([self.tokens[name] for name in names])
+
     def attend(self, q, tokens, n, heads):
         k, v = (tokens @ self.weights[f"{2 * n + 1}.to_{x}_ip.weight"].T for x in "kv")
         Q, K, V = (by_head(x[None], heads)[0] for x in (q, k, v))
@@ -263,14 +267,14 @@ class Decoupled:
             if not names:
                 continue
             query = q[i].double()
-            own = {name: self.blank if negative else self.tokens[name] for name in names}
             factors = self.factors and self.factors(frame, *SIZES[len(query)])
             if factors:
                 total = sum(factors[name] for name in names).clamp(min=1)
-                parts = [(factors[name] / total)[:, None] * self.attend(query, own[name], n, heads) for name in names]
-                exact[i] += self.scale * sum(parts)
+                for name in names:
+                    seen = self.attend(query, self.looked([name], names, negative), n, heads)
+                    exact[i] += self.scale * (factors[name] / total)[:, None] * seen
             else:
-                exact[i] += self.scale * self.attend(query, torch.cat(list(own.values())), n, heads)
+                exact[i] += self.scale * self.attend(query, self.looked(names, names, negative), n, heads)
         return exact.to(q)
 
 

@@ -97,11 +97,18 @@ class Code:
 
 
 def write_adapters(folder: Path) -> None:
-    """Files of two layouts for a ViT-L and the random checkpoint, and one with code in it."""
+    """Files of all layouts for the random checkpoint, and one with code in it: the base adapter reads a ViT-L, the
+    others what has 32 channels."""
     folder.mkdir()
     save_file(flat(adapter("base", embedding=768)), folder / "base.safetensors")
-    torch.save(adapter("plus", seen=1024), folder / "plus.bin")
-    torch.save(adapter("StoryMaker", lora=2, seen=1024), folder / "mask.bin")
+    for name, kind, lora in (
+        ("plus.bin", "plus", 0),
+        ("full-face.bin", "full face", 0),
+        ("faceid.bin", "FaceID", 2),
+        ("faceid-plusv2.bin", "FaceID-Plus", 2),
+        ("mask.bin", "StoryMaker", 2),
+    ):
+        torch.save(adapter(kind, lora=lora), folder / name)
     torch.save({"image_proj": Code(), "ip_adapter": {}}, folder / "code.bin")
 
 

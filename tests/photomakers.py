@@ -7,7 +7,7 @@ the published PhotoMakers' are SDXL's 2048.
 from pathlib import Path
 
 import torch
-from adapters import Exact, flat, gelu, linear, norm, resampler, weights_of
+from adapters import Code, Exact, flat, gelu, linear, norm, resampler, weights_of
 from safetensors.torch import save_file
 
 WIDTH, SIDE, PATCH, LAYERS = 64, 28, 14, 2
@@ -72,6 +72,7 @@ def write_photomakers(folder: Path) -> None:
     save_file(flat(photomaker("PhotoMaker v1")), folder / "photomaker-v1.safetensors")
     torch.save(photomaker("PhotoMaker v2"), folder / "photomaker-v2.bin")
     torch.save(photomaker("FastComposer"), folder / "pytorch_model.bin")
+    torch.save({"id_encoder": Code(), "lora_weights": {}}, folder / "code.bin")
 
 
 # --- the formulas ----------------------------------------------------------------------------------------------------

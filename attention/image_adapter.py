@@ -5,10 +5,11 @@
 
 where w_c = f_c / max(1, sum f) and f_c is what Story Regions multiplies the words of c by, 1 for a character without a
 region. Adapters are trained with guidance between a picture and a blank one, so the negative rows of a frame that shows
-anyone get the blank picture's tokens. Rows with equally many tokens share a call, and no call gets a mask.
+anyone get the blank picture's tokens. StoryMaker (arXiv 2409.12576) has tokens of a background before these, and others
+for the first, second and third character of a frame. Rows with equally many tokens share a call, and none gets a mask.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -30,17 +31,18 @@ class ImageAdapter:
     """One application of the method: `blocks` and the steps between the two percents get it.
 
     `cast` has for each character the keys and values of its image tokens in all layers side by side, [2, tokens,
-    channels], `blank` those of a blank picture, and `layers` where among the channels a transformer of a block has its
-    own.
+    channels]: one, or one for each place among those that a frame shows. `blank` has those of a blank picture, `ground`
+    those that stand before anyone's, if any. A transformer of a block has its own among the channels at `layers`.
     """
 
-    cast: Mapping[str, Tensor]
-    blank: Tensor
+    cast: Mapping[str, Sequence[Tensor]]
+    blank: Sequence[Tensor]
     layers: Mapping[tuple[Block, int], Span]
     scale: float
     blocks: Blocks
     start_percent: float
     end_percent: float
+    ground: Tensor | None = None
 
     name: ClassVar[str] = "Image Characters"
     kinds: ClassVar[frozenset[Kind]] = frozenset({"cross"})
@@ -63,6 +65,16 @@ class ImageAdapter:
                     "story into Story Cast and Story Prompt."
                 )
 
+        most = len(self.blank)
+        for record in records if most > 1 else ():
+            for frame, names in enumerate(record.characters, 1):
+                mine = [name for name in names if name in self.cast]
+                if len(mine) > most:
+                    raise ValueError(
+                        f"Frame {frame} shows {len(mine)} characters of the cast, and StoryMaker knows {most} in one "
+                        "picture: take pictures of fewer, or name fewer in the frame."
+                    )
+
     def sources(self, cast: Cast) -> list[list[int]]:
         return [[] for _ in cast.characters]
 
@@ -81,19 +93,30 @@ class ImageAdapter:
         if not shown:
             return []
         local = any(frame in each.layout.get(name, {}) for each in regions for name in shown)
-        if not batch.positive[chunk]:
-            return [Item(row, frame, shown, (), local)]
-        return [Item(row, frame, shown, names, local) for names in ([(name,) for name in shown] if local else [shown])]
+        positive, most = batch.positive[chunk], len(self.blank)
+        looks = [(name if positive else None, min(n, most - 1)) for n, name in enumerate(shown)]
+        if local and (positive or most > 1):
+            return [Item(row, frame, shown, (name,), (look,), local) for name, look in zip(shown, looks)]
+        return [Item(row, frame, shown, shown, tuple(dict.fromkeys(looks)), local)]
+
+    def tokens(self, look: "Look") -> Tensor:
+        name, place = look
+        return (self.blank if name is None else self.cast[name])[place]
+
+
+Look = tuple[str | None, int]
+"""Whose tokens, None for the blank picture's, and for which place among those that a frame shows."""
 
 
 class Item(NamedTuple):
-    """One attention of a row, whose frame shows characters `shown` of the cast: to the tokens of `names` together, to
-    the blank picture's if there are none. `local`: some of them have a region."""
+    """One attention of a row, whose frame shows characters `shown` of the cast: for those of `names`, to the tokens of
+    `looks` together. `local`: some of them have a region."""
 
     row: int
     frame: int
     shown: Names
     names: Names
+    looks: tuple[Look, ...]
     local: bool
 
 
@@ -116,28 +139,25 @@ class Group(NamedTuple):
 
 def grouped(items: list[Item], method: ImageAdapter, batch: Batch) -> list[Group]:
     """The attentions in as few calls as can be, with their keys and values on the device."""
-    names = {name for item in items for name in item.names}
-    own = {name: method.cast[name].to(batch.device, batch.dtype) for name in names}
-    blank = method.blank.to(batch.device, batch.dtype)
-
-    def tokens_of(names: Names) -> Tensor:
-        return torch.cat([own[name] for name in names], dim=1) if names else blank
+    looks = {look for item in items for look in item.looks}
+    own = {look: method.tokens(look).to(batch.device, batch.dtype) for look in looks}
+    first = [] if method.ground is None else [method.ground.to(batch.device, batch.dtype)]
 
     together: dict[tuple[int, int], list[Item]] = {}
-    casts = {item.names: tokens_of(item.names) for item in items}
+    casts = {item.looks: torch.cat([*first, *(own[look] for look in item.looks)], dim=1) for item in items}
     before: dict[int, int] = {}
     for item in items:
         # A row is in a call once: adding to it twice in one would make the sum's order a matter of chance.
         nth = before[item.row] = before.get(item.row, -1) + 1
-        together.setdefault((casts[item.names].shape[1], nth), []).append(item)
+        together.setdefault((casts[item.looks].shape[1], nth), []).append(item)
     groups = []
     for mine in together.values():
-        distinct = list(dict.fromkeys(item.names for item in mine))
+        distinct = list(dict.fromkeys(item.looks for item in mine))
         rows = [item.row for item in mine]
-        index = [torch.tensor(n) for n in (rows, [distinct.index(item.names) for item in mine])]
+        index = [torch.tensor(n) for n in (rows, [distinct.index(item.looks) for item in mine])]
         rows_index, numbers = (n.to(batch.device, non_blocking=batch.device.type == "cuda") for n in index)
         every = rows == list(range(batch.rows))
-        tokens = torch.stack([casts[names] for names in distinct], dim=1)
+        tokens = torch.stack([casts[looks] for looks in distinct], dim=1)
         groups.append(Group(mine, None if every else rows_index, tokens, numbers))
     return groups
 
@@ -191,7 +211,7 @@ class Images:
 
 
 def weigh(item: Item, regions: tuple[Regions, ...], size: tuple[int, int]) -> Tensor:
-    """w of the item's names, or of all that its frame shows where it looks at the blank picture: [height * width]."""
+    """The sum of w over the item's names: [height * width]."""
     factors = {name: torch.ones(size) for name in item.shown}
     for each in regions:
         for name in item.shown:
@@ -199,5 +219,5 @@ def weigh(item: Item, regions: tuple[Regions, ...], size: tuple[int, int]) -> Te
             if region is not None:
                 factors[name] = factors[name] * (1 - each.strength * (1 - at_size(region, *size)))
     total = torch.stack(list(factors.values())).sum(0)
-    mine = torch.stack([factors[name] for name in item.names or item.shown]).sum(0)
+    mine = torch.stack([factors[name] for name in item.names]).sum(0)
     return (mine / total.clamp(min=1)).flatten()

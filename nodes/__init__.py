@@ -18,6 +18,7 @@ from .latent import OneStoryLatent
 from .load import OneStoryLoad
 from .metrics import OneStoryMetrics
 from .passes import OneStoryRuns
+from .photomaker import OneStoryLoadFastComposer, OneStoryPhotoMaker
 from .prompt import OneStoryPrompt
 from .region_masks import OneStoryRegionMasks
 from .regions import OneStoryRegions
@@ -41,6 +42,8 @@ class OneStoryExtension(ComfyExtension):
             OneStorySelfAttention,
             OneStoryRegions,
             OneStoryImageAdapter,
+            OneStoryPhotoMaker,
+            OneStoryLoadFastComposer,
             OneStoryRuns,
             OneStoryLatent,
             OneStorySplit,

@@ -7,19 +7,22 @@ from comfy_api.latest import io
 
 from ..story.script import Story
 from ..story.templates import find_character
+from .pictures import one_size
 from .types import CATEGORY, STORY, STORY_CAST, STORY_FACE
 
 FACE_CHANNELS = 512
 
 
 class Member(NamedTuple):
-    """A character's pictures [n, height, width, 3], where it is in them (mask [n, height, width], 0 to 1, or None) and
-    its face embeddings [faces, 512], or None. `name` is as in `Character`."""
+    """A character's pictures [n, height, width, 3], where it is in them (mask [n, height, width], 0 to 1, or None), its
+    face embeddings [faces, 512], and pictures of its face alone [faces, height, width, 3], or None. `name` is as in
+    `Character`."""
 
     name: str
     images: torch.Tensor
     mask: torch.Tensor | None = None
     face: torch.Tensor | None = None
+    crops: torch.Tensor | None = None
 
 
 Cast = tuple[Member, ...]
@@ -60,6 +63,11 @@ class OneStoryCast(io.ComfyNode):
                     optional=True,
                     tooltip="The cast so far, from another Story Cast. Pictures of the same character add up.",
                 ),
+                io.Image.Input(
+                    "face_pictures",
+                    optional=True,
+                    tooltip="The character's face upright and alone, from Story Face's `crops`, for StoryMaker.",
+                ),
             ],
             outputs=[STORY_CAST.Output(display_name="cast", tooltip="The cast with this character.")],
         )
@@ -73,10 +81,12 @@ class OneStoryCast(io.ComfyNode):
         mask: torch.Tensor | None = None,
         face: torch.Tensor | None = None,
         cast: Cast = (),
+        face_pictures: torch.Tensor | None = None,
     ) -> io.NodeOutput:
         name = find_character(story, character, "Story Cast").name
         check_face(face)
-        member = Member(name, images[..., :3], fit_mask(mask, images), face)
+        crops = None if face_pictures is None else face_pictures[..., :3]
+        member = Member(name, images[..., :3], fit_mask(mask, images), face, crops)
         return io.NodeOutput(add_member(cast or (), member))
 
 
@@ -122,7 +132,14 @@ def merged(member: Member, more: Member) -> Member:
     if member.mask is not None or more.mask is not None:
         mask = torch.cat([everywhere(part) if part.mask is None else part.mask for part in (member, more)])
     faces = [part.face for part in (member, more) if part.face is not None]
-    return Member(member.name, torch.cat([member.images, more.images]), mask, torch.cat(faces) if faces else None)
+    crops = [part.crops for part in (member, more) if part.crops is not None]
+    return Member(
+        member.name,
+        torch.cat([member.images, more.images]),
+        mask,
+        torch.cat(faces) if faces else None,
+        one_size(crops) if crops else None,
+    )
 
 
 def everywhere(member: Member) -> torch.Tensor:

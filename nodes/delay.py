@@ -41,7 +41,12 @@ class OneStoryDelay(io.ComfyNode):
     @classmethod
     def execute(cls, before: Conditioning, after: Conditioning, percent: float) -> io.NodeOutput:
         check_alike(before, after)
-        return io.NodeOutput(within(before, 0.0, percent - APART if percent < 1 else 1.0) + within(after, percent, 1.0))
+        return io.NodeOutput(one_after_the_other(before, after, percent))
+
+
+def one_after_the_other(before: Conditioning, after: Conditioning, percent: float) -> Conditioning:
+    """`before` up to a share of the sampling and `after` from there on."""
+    return within(before, 0.0, percent - APART if percent < 1 else 1.0) + within(after, percent, 1.0)
 
 
 def within(conditioning: Conditioning, start: float, end: float) -> Conditioning:

@@ -1,3 +1,4 @@
+import logging
 import os
 from typing import Any, Literal
 
@@ -6,6 +7,7 @@ import comfy.sd
 import comfy.utils
 import folder_paths
 import torch
+import torch.nn.functional as F
 from comfy.clip_vision import ClipVisionModel
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
@@ -14,7 +16,7 @@ from ..attention.architectures import unet
 from ..attention.blocks import parse_blocks
 from ..attention.image_adapter import ImageAdapter
 from ..attention.runtime import patch
-from ..pages.similarity import cut_out
+from ..pages.similarity import INSIDE, cut_out
 from ..subjects.adapters import Adapter, read_adapter
 from .cast import Cast, Member, count
 from .pictures import fitted
@@ -39,9 +41,18 @@ class OneStoryImageAdapter(io.ComfyNode):
             node_id="OneStoryImageAdapter",
             display_name="Image Characters",
             category=CATEGORY,
-            description="Let a story's characters look like pictures of them, with IP-Adapter: every frame gets the "
-            "pictures of those that it shows, and a frame that shows nobody gets none. Works with SD1.5 and SDXL.",
-            search_aliases=["story", "ip-adapter", "ipadapter", "faceid", "reference image", "consistent character"],
+            description="Let a story's characters look like pictures of them, with IP-Adapter or StoryMaker: every "
+            "frame gets the pictures of those that it shows, and a frame that shows nobody gets none. Works with SD1.5 "
+            "and SDXL.",
+            search_aliases=[
+                "story",
+                "ip-adapter",
+                "ipadapter",
+                "faceid",
+                "storymaker",
+                "reference image",
+                "consistent character",
+            ],
             inputs=[
                 io.Model.Input(
                     "model", tooltip="An SD1.5 or SDXL model, before or after IPCA, LoRAs and other patches."
@@ -51,7 +62,7 @@ class OneStoryImageAdapter(io.ComfyNode):
                     "adapter",
                     options=adapter_files(),
                     tooltip="An IP-Adapter file in ComfyUI's folder models/ipadapter: base, plus, plus-face, "
-                    "full-face, portrait, FaceID or FaceID-Plus, of the model's family.",
+                    "full-face, portrait, FaceID or FaceID-Plus, of the model's family; or StoryMaker's mask.bin.",
                 ),
                 io.Float.Input(
                     "scale",
@@ -67,7 +78,7 @@ class OneStoryImageAdapter(io.ComfyNode):
                     options=["pad", "crop", "squash"],
                     default="pad",
                     tooltip="How a picture becomes the square that CLIP sees: “pad” shows all of it on white, “crop” "
-                    "its middle, “squash” all of it out of shape.",
+                    "its middle, “squash” all of it out of shape. StoryMaker always squashes.",
                 ),
                 io.Combo.Input(
                     "pictures",
@@ -90,7 +101,8 @@ class OneStoryImageAdapter(io.ComfyNode):
                     min=-10.0,
                     max=10.0,
                     step=0.05,
-                    tooltip="The strength of the LoRA in FaceID files. 0 where you load it with Load LoRA.",
+                    tooltip="The strength of the LoRA in FaceID files and in StoryMaker's, where 0.8 is usual. 0 where "
+                    "you load it with Load LoRA.",
                     advanced=True,
                 ),
                 *reach_inputs(blocks="all"),
@@ -132,19 +144,32 @@ class OneStoryImageAdapter(io.ComfyNode):
         shortcut = version == V2 or (version == "auto" and "plusv2" in adapter.lower())
         device = comfy.model_management.get_torch_device()
 
-        def project(seen: torch.Tensor | None, face: torch.Tensor | None) -> torch.Tensor:
-            seen, face = (x if x is None else x.to(device, torch.float32) for x in (seen, face))
-            return own.keys_and_values(own.tokens(seen, face, shortcut).flatten(0, 1)).cpu()
+        def project(tokens: torch.Tensor) -> torch.Tensor:
+            return own.keys_and_values(tokens.to(device, torch.float32)).cpu()
 
-        keys = {member.name: project(*looks_of(member, own, clip_vision, fit, pictures)) for member in cast}
+        def looks(seen: torch.Tensor | None, face: torch.Tensor | None) -> list[torch.Tensor]:
+            seen, face = (x if x is None else x.to(device, torch.float32) for x in (seen, face))
+            return [project(own.tokens(seen, face, shortcut).flatten(0, 1))]
+
+        def persons(*seen: torch.Tensor) -> list[torch.Tensor]:
+            return [project(tokens) for tokens in own.person_tokens(*(x.to(device, torch.float32) for x in seen))]
+
+        if own.places:
+            assert clip_vision is not None
+            keys = {member.name: persons(*person_of(member, own, clip_vision, pictures)) for member in cast}
+            blank = persons(*nobody(own, clip_vision))
+        else:
+            keys = {member.name: looks(*looks_of(member, own, clip_vision, fit, pictures)) for member in cast}
+            blank = looks(*blank_of(own, clip_vision))
         method = ImageAdapter(
             keys,
-            project(*blank_of(own, clip_vision)),
+            blank,
             unet.channel_spans(transformers),
             scale,
             parse_blocks(blocks),
             start_percent,
             end_percent,
+            None if own.ground is None else project(own.ground),
         )
         lora = own.lora([f"diffusion_model.{each.module}" for each in transformers])
         if lora and lora_strength and not method.off():
@@ -166,15 +191,19 @@ def adapter_files() -> list[str]:
 
 def load_adapter(name: str) -> Adapter:
     """The adapter in a file of ComfyUI's folders. Raises `ValueError` for a file that is none."""
-    path = folder_paths.get_full_path_or_raise(FOLDER, name)
+    return read_adapter(name, load_weights(FOLDER, name))
+
+
+def load_weights(folder: str, name: str) -> dict[str, Any]:
+    """The state dict in a file of one of ComfyUI's model folders. Raises `ValueError` for a file that has more."""
+    path = folder_paths.get_full_path_or_raise(folder, name)
     try:
-        state = comfy.utils.load_torch_file(path, safe_load=True)
+        return comfy.utils.load_torch_file(path, safe_load=True)
     except Exception as error:  # each format has its own
         raise ValueError(
             f"“{name}” can't be read: it is damaged, or a pickle with more in it than weights, which OneStory does not "
             "run; get the file again, as safetensors if there is one."
         ) from error
-    return read_adapter(name, state)
 
 
 def check_vision(adapter: Adapter, clip_vision: ClipVisionModel | None) -> None:
@@ -200,7 +229,7 @@ def looks_of(
     member: Member, adapter: Adapter, clip_vision: ClipVisionModel | None, fit: str, pictures: str
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """What the adapter reads of a member: what CLIP sees in its pictures, and its faces. Raises `ValueError`."""
-    who = f"[{member.name}]" if member.name else "the character"
+    who = who_is(member)
     face = member.face if adapter.reads_face else None
     if adapter.reads_face and face is None:
         raise ValueError(
@@ -213,15 +242,84 @@ def looks_of(
         shown = [see(clip_vision, picture, adapter, fit) for picture in pictures_of(member, who)]
         seen = torch.cat(shown)
     if face is not None and seen is not None:
-        if len(face) not in (1, len(seen)):
-            raise ValueError(
-                f"Story Cast has {count(member.images)} and {len(face)} faces of {who}: the adapter "
-                f"“{adapter.file}” needs one face for each picture, or one for all."
-            )
-        face = face.expand(len(seen), -1)
+        face = for_each(member, member.face, len(seen), adapter.file)
     if pictures == "average":
         seen, face = (x if x is None else x.mean(0, keepdim=True) for x in (seen, face))
     return seen, face
+
+
+def who_is(member: Member) -> str:
+    return f"[{member.name}]" if member.name else "the character"
+
+
+def for_each(member: Member, faces: torch.Tensor, pictures: int, file: str) -> torch.Tensor:
+    """A member's faces [pictures, ...]. Raises `ValueError` for another number of them."""
+    if len(faces) not in (1, pictures):
+        raise ValueError(
+            f"Story Cast has {count(member.images)} and {len(faces)} faces of {who_is(member)}: “{file}” needs one "
+            "face for each picture, or one for all."
+        )
+    return faces.expand(pictures, *faces.shape[1:])
+
+
+def person_of(
+    member: Member, adapter: Adapter, clip_vision: ClipVisionModel, pictures: str
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What StoryMaker reads of a member, for each of its pictures: the face embedding, and what CLIP sees in the face
+    alone and in the whole person on white. Zeros, as for nobody, for what of the face is missing. Raises `ValueError`.
+    """
+    given = {"face": member.face, "face_pictures": member.crops}
+    missing = [f"`{name}`" for name, faces in given.items() if faces is None]
+    if missing:
+        logging.warning(
+            "OneStory: Story Cast has no %s of %s, so StoryMaker will not keep the face: wire both outputs of Story "
+            "Face into it.",
+            " and no ".join(missing),
+            who_is(member),
+        )
+    body = torch.cat([see(clip_vision, picture, adapter, "squash") for picture in persons_of(member)])
+    face, seen, _ = nobody(adapter, clip_vision)
+    if member.face is not None:
+        face = member.face
+    if member.crops is not None:
+        crops = member.crops.to("cpu", torch.float32).split(1)
+        seen = torch.cat([see(clip_vision, crop, adapter, "squash") for crop in crops])
+    face, seen = (for_each(member, x, len(body), adapter.file) for x in (face, seen))
+    if pictures == "average":
+        face, seen, body = (x.mean(0, keepdim=True) for x in (face, seen, body))
+    return face, seen, body
+
+
+def nobody(adapter: Adapter, clip_vision: ClipVisionModel) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What StoryMaker was trained to read where there is nobody: zeros."""
+    face = torch.zeros(1, adapter.projector["proj.0.weight"].shape[1])
+    patches = (clip_vision.image_size // clip_vision.config["patch_size"]) ** 2
+    seen = torch.zeros(1, 1 + patches, clip_vision.config["hidden_size"])
+    return face, seen, seen
+
+
+def persons_of(member: Member) -> list[torch.Tensor]:
+    """Each picture of a member, [1, height, width, 3]: whole, or its bounding box on white, with edges as soft as
+    OpenCV's Gaussian of 5 pixels makes them. Raises `ValueError`."""
+    if member.mask is None:
+        return pictures_of(member, who_is(member))
+    kernel = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
+    found = []
+    for number, (image, mask) in enumerate(zip(member.images.cpu().float(), member.mask.cpu().float()), 1):
+        inside = mask >= INSIDE
+        if not inside.any():
+            raise ValueError(empty_mask(who_is(member), number))
+        rows, columns = (inside.any(side).nonzero().flatten() for side in (1, 0))
+        box = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
+        soft = F.conv2d(
+            F.pad(mask[box][None, None], (2, 2, 2, 2), "replicate"), torch.outer(kernel, kernel)[None, None]
+        )
+        found.append(torch.lerp(torch.tensor(WHITE), image[box], soft[0, 0, ..., None])[None])
+    return found
+
+
+def empty_mask(who: str, number: int) -> str:
+    return f"The mask of {who} is empty in picture {number}: paint the character white."
 
 
 def pictures_of(member: Member, who: str) -> list[torch.Tensor]:
@@ -233,7 +331,7 @@ def pictures_of(member: Member, who: str) -> list[torch.Tensor]:
     for number, (image, mask) in enumerate(zip(images, member.mask.to("cpu", torch.float32)), 1):
         alone = cut_out(image.numpy(), mask.numpy(), WHITE)
         if alone is None:
-            raise ValueError(f"The mask of {who} is empty in picture {number}: paint the character white.")
+            raise ValueError(empty_mask(who, number))
         found.append(torch.from_numpy(alone)[None])
     return found
 

@@ -42,7 +42,7 @@ class OneStoryInspect(io.ComfyNode):
                 "SVR or Naive Reweighting."
             )
         embeds, options = found
-        record, norms, _ = options[KEY]
+        record, norms = options[KEY].record, options[KEY].norms
         record.check(embeds, "Inspect Story")
         encoders = [name_of(encoder.name) for encoder in record.encoders]
         lines = lines_of(embeds, record, norms)

@@ -1,6 +1,7 @@
+import logging
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import comfy.model_management
 import comfy.utils
@@ -9,15 +10,19 @@ import torch.nn.functional as F
 from comfy.sd import CLIP
 from comfy_api.latest import io
 
+from ..story.marks import MARK, repeat_marks
 from ..story.parts import IDENTITY, SOT
 from ..story.script import Story
+from ..subjects.adapters import family
 from ..svr.consolidate import Prompt, consolidate, identities_alone
 from ..svr.encoders import TextEncoder, name_of
 from ..svr.measures import prompt_list, token_texts
 from ..svr.own_words import Alone, description_prompts, put_own_words
-from ..svr.record import KEY, Attached, Record, pairs_up, with_scales
+from ..svr.pictures import Pictures
+from ..svr.record import KEY, Attached, Record, pairs_up, token_norms, with_scales
+from .delay import Conditioning, one_after_the_other
 from .encoders import text_model_of
-from .types import CATEGORY, STORY, show_text
+from .types import CATEGORY, STORY, STORY_PHOTOMAKER, show_text
 
 
 class OneStoryPrompt(io.ComfyNode):
@@ -69,6 +74,12 @@ class OneStoryPrompt(io.ComfyNode):
                     "describes it, so that the characters' looks blend less. For Story Regions.",
                     advanced=True,
                 ),
+                STORY_PHOTOMAKER.Input(
+                    "photomaker",
+                    optional=True,
+                    tooltip="From Story PhotoMaker: each character's pictures are put into the word before img in its "
+                    "description, after SVR too.",
+                ),
             ],
             outputs=[io.Conditioning.Output(tooltip="One row for each frame, for SVR or a sampler's positive input.")],
             hidden=[io.Hidden.unique_id],
@@ -76,73 +87,141 @@ class OneStoryPrompt(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, clip: CLIP | None, story: Story, mode: str, window: int, pooled: str, identity: str = "together"
+        cls,
+        clip: CLIP | None,
+        story: Story,
+        mode: str,
+        window: int,
+        pooled: str,
+        identity: str = "together",
+        photomaker: Pictures | None = None,
     ) -> io.NodeOutput:
         if clip is None:
             raise ValueError(
                 "The clip input is empty: this checkpoint has no text encoder, so load one with Load CLIP."
             )
-        encoders, width, lengths = text_model_of(clip)
-        tokenize = partial(clip.tokenize, return_word_ids=True)
-        separate = mode == "separate prompts"
-        prompts, chosen, record = consolidate(story, tokenize, encoders, separate, window, width)
-        if lengths == "equal":
-            check_lengths([prompts[p] for p in chosen], encoders[0].name)
-        show_text(cls, prompt_list(record))
-        alone: list[Prompt] = []
+        settings = Settings(mode == "separate prompts", window, pooled, identity == "each alone")
+        if photomaker is None:
+            conditioning, shown = encode_story(clip, story, settings)
+            show_text(cls, shown)
+            return io.NodeOutput(conditioning)
+        for name in photomaker.tokens:
+            if not any(name in frame.characters for frame in story.frames):
+                logging.warning(
+                    "OneStory: the cast has pictures %s, whom no frame of the story shows.",
+                    f"of [{name}]" if name else "without a name",
+                )
+        marked = settings._replace(mark=MARK)
+        stacked = repeat_marks(story, photomaker.counts)
+        after, shown = encode_story(clip, stacked, marked)
+        show_text(cls, shown)
+        after = [put_pictures(entry, photomaker) for entry in after]
+        if photomaker.start_percent == 0 or not shows_pictures(after):
+            return io.NodeOutput(after)
+        before, _ = encode_story(clip, story, marked)
+        for _, options in before:
+            options[KEY] = options[KEY]._replace(record=options[KEY].record.with_slots(()))
+        return io.NodeOutput(one_after_the_other(before, after, photomaker.start_percent))
+
+
+class Settings(NamedTuple):
+    """How a story is encoded: each frame apart, the most frames in a prompt, what the pooled output is of, whether each
+    description is encoded alone, and what marks class words."""
+
+    separate: bool
+    window: int
+    pooled: str
+    alone: bool
+    mark: str = ""
+
+
+def encode_story(clip: CLIP, story: Story, settings: Settings) -> tuple[Conditioning, str]:
+    """The story's conditioning, with a row for each frame, and what to show of its prompts."""
+    _, window, pooled, each_alone, mark = settings
+    encoders, width, lengths = text_model_of(clip)
+    tokenize = partial(clip.tokenize, return_word_ids=True)
+    prompts, chosen, record = consolidate(story, tokenize, encoders, settings.separate, window, width, mark)
+    if lengths == "equal":
+        check_lengths([prompts[p] for p in chosen], encoders[0].name)
+    shown = prompt_list(record)
+    alone: list[Prompt] = []
+    if pooled == "frame":
+        alone = consolidate(story, tokenize, encoders, separate=True, mark=mark)[0]
+
+    # Where a token has read what follows it, the identity in a story is not the identity.
+    whole = any(not encoder.causal for encoder in encoders)
+    identities = identities_alone(story, tokenize, encoders, width) if whole else {}
+    described = description_prompts(story, tokenize, encoders, mark) if each_alone else {}
+
+    progress = comfy.utils.ProgressBar(len(prompts) + len(alone) + len(identities) + len(described))
+    encoded = [encode(clip, prompt, progress) for prompt in prompts]
+    encoded_alone = [encode(clip, prompt, progress) for prompt in alone]
+    encoded_words = {name: encode(clip, prompt, progress) for name, prompt in described.items()}
+
+    own = [(embeds, prompt.length) for prompt, schedule in zip(prompts, encoded) for embeds, _ in schedule]
+    record = record._replace(interleaved=2 if all(pairs_up(*each) for each in own) else 1)
+    for p, (prompt, schedule) in enumerate(zip(prompts, encoded)):
+        check(prompt, schedule, record.select([chosen.index(p)]))
+    for prompt, schedule in zip(alone, encoded_alone):
+        check_pooled(prompt, schedule)
+    if record.interleaved > 1:
+        identities = {}
+    vectors = {text: encode_alone(clip, *each, progress) for text, each in identities.items()}
+
+    texts = [read(clip, prompt, encoders) for prompt in prompts]
+    of_frames = [vectors.get(frame.identity) for frame in story.frames]
+    counts = [0 if each is None else each.shape[1] for each in of_frames]
+    record = record._replace(
+        rows=tuple(row._replace(texts=texts[p], alone=n) for row, p, n in zip(record.rows, chosen, counts))
+    )
+    left = lengths == "left"
+    if left:
+        record = record.at_the_end()
+    scaled = [encoder.key for encoder in encoders if not encoder.is_clip]
+    conditioning = []
+    for i, (_, options) in enumerate(encoded[0]):
+        embeds, mask = in_rows([encoded[p][i] for p in chosen], left)
+        if described:
+            words = {name: Alone(encoded_words[name][i][0], prompt.spans) for name, prompt in described.items()}
+            embeds = put_own_words(embeds, record, words)
+        if mask is not None:
+            options = {**options, **(squared(mask) if lengths == "squared" else {"attention_mask": mask})}
+        if QUOTED in set().union(*(encoded[p][i][1] for p in chosen)):
+            options = {**options, QUOTED: quoted([encoded[p][i][1].get(QUOTED) for p in chosen])}
+        rows = [encoded[p][i][1]["pooled_output"] for p in chosen]
         if pooled == "frame":
-            alone = consolidate(story, tokenize, encoders, separate=True)[0]
+            rows = [schedule[i][1]["pooled_output"] for schedule in encoded_alone]
+        pooled_output = None if any(row is None for row in rows) else torch.cat(rows)
+        if pooled == "zero" and pooled_output is not None:
+            pooled_output = torch.zeros_like(pooled_output)
+        beside = in_one([None if each is None else each[i] for each in of_frames]) if vectors else None
+        attached = Attached.to(embeds, with_scales(embeds, record, scaled), beside)
+        conditioning.append([embeds, {**options, "pooled_output": pooled_output, KEY: attached}])
+    return conditioning, shown
 
-        # Where a token has read what follows it, the identity in a story is not the identity.
-        whole = any(not encoder.causal for encoder in encoders)
-        identities = identities_alone(story, tokenize, encoders, width) if whole else {}
-        described = description_prompts(story, tokenize, encoders) if identity == "each alone" else {}
 
-        progress = comfy.utils.ProgressBar(len(prompts) + len(alone) + len(identities) + len(described))
-        encoded = [encode(clip, prompt, progress) for prompt in prompts]
-        encoded_alone = [encode(clip, prompt, progress) for prompt in alone]
-        encoded_words = {name: encode(clip, prompt, progress) for name, prompt in described.items()}
-
-        own = [(embeds, prompt.length) for prompt, schedule in zip(prompts, encoded) for embeds, _ in schedule]
-        record = record._replace(interleaved=2 if all(pairs_up(*each) for each in own) else 1)
-        for p, (prompt, schedule) in enumerate(zip(prompts, encoded)):
-            check(prompt, schedule, record.select([chosen.index(p)]))
-        for prompt, schedule in zip(alone, encoded_alone):
-            check_pooled(prompt, schedule)
-        if record.interleaved > 1:
-            identities = {}
-        vectors = {text: encode_alone(clip, *each, progress) for text, each in identities.items()}
-
-        texts = [read(clip, prompt, encoders) for prompt in prompts]
-        of_frames = [vectors.get(frame.identity) for frame in story.frames]
-        counts = [0 if each is None else each.shape[1] for each in of_frames]
-        record = record._replace(
-            rows=tuple(row._replace(texts=texts[p], alone=n) for row, p, n in zip(record.rows, chosen, counts))
+def put_pictures(entry: list[Any], pictures: Pictures) -> list[Any]:
+    """An entry of the conditioning with the pictures in its class words. Raises `ValueError` where they don't fit."""
+    words, options = entry
+    record = options[KEY].record.with_slots(pictures.tokens)
+    if record.channels != pictures.channels:
+        raise ValueError(
+            f"“{pictures.file}” was made for {family(pictures.channels)}, and this text encoder gives "
+            f"{record.channels} channels: take the `clip` of the checkpoint that Story PhotoMaker gets."
         )
-        left = lengths == "left"
-        if left:
-            record = record.at_the_end()
-        scaled = [encoder.key for encoder in encoders if not encoder.is_clip]
-        conditioning = []
-        for i, (_, options) in enumerate(encoded[0]):
-            embeds, mask = in_rows([encoded[p][i] for p in chosen], left)
-            if described:
-                words = {name: Alone(encoded_words[name][i][0], prompt.spans) for name, prompt in described.items()}
-                embeds = put_own_words(embeds, record, words)
-            if mask is not None:
-                options = {**options, **(squared(mask) if lengths == "squared" else {"attention_mask": mask})}
-            if QUOTED in set().union(*(encoded[p][i][1] for p in chosen)):
-                options = {**options, QUOTED: quoted([encoded[p][i][1].get(QUOTED) for p in chosen])}
-            rows = [encoded[p][i][1]["pooled_output"] for p in chosen]
-            if pooled == "frame":
-                rows = [schedule[i][1]["pooled_output"] for schedule in encoded_alone]
-            pooled_output = None if any(row is None for row in rows) else torch.cat(rows)
-            if pooled == "zero" and pooled_output is not None:
-                pooled_output = torch.zeros_like(pooled_output)
-            beside = in_one([None if each is None else each[i] for each in of_frames]) if vectors else None
-            attached = Attached.to(embeds, with_scales(embeds, record, scaled), beside)
-            conditioning.append([embeds, {**options, "pooled_output": pooled_output, KEY: attached}])
-        return io.NodeOutput(conditioning)
+    for row in record.rows:
+        for name, span in record.slots(row):
+            if span.stop - span.start != pictures.counts.get(name):
+                raise ValueError(
+                    f"Frame {row.frame + 1} has {MARK} twice in a row, or an embedding before it that only one text "
+                    f"encoder reads: write {MARK} in the descriptions only, and the embedding after it."
+                )
+    embeds, attached = options[KEY]._replace(record=record, pictures=pictures).fused(words)
+    return [embeds, {**options, KEY: attached._replace(norms=token_norms(embeds, record))}]
+
+
+def shows_pictures(conditioning: Conditioning) -> bool:
+    return any(slots for _, options in conditioning for row in options[KEY].record.rows for slots in row.slots)
 
 
 def encode(clip: CLIP, prompt: Prompt, progress: comfy.utils.ProgressBar) -> list[list[Any]]:

@@ -141,9 +141,16 @@ def reweight_stories(
         if KEY in options:
             check(embeds, options[KEY].record, node)
     return [
-        [reweight(embeds, options[KEY].record), options.copy()] if KEY in options else [embeds, options]
+        reweighted(embeds, options, reweight) if KEY in options else [embeds, options]
         for embeds, options in conditioning
     ]
+
+
+def reweighted(embeds: Tensor, options: dict[str, Any], reweight: Callable[[Tensor, Record], Tensor]) -> list[Any]:
+    """An entry with `reweight` applied to its words; pictures are put into them afterwards."""
+    attached = options[KEY]
+    embeds, attached = attached.fused(reweight(attached.unfused(embeds), attached.record))
+    return [embeds, {**options, KEY: attached}]
 
 
 def check(embeds: Tensor, record: Record, node: str) -> None:

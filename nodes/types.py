@@ -14,6 +14,8 @@ STORY_CAST = io.Custom("STORY_CAST")
 """The pictures of a story's characters: a tuple of `Member`."""
 STORY_FACE = io.Custom("STORY_FACE")
 """Face embeddings [faces, 512] of one character."""
+STORY_PHOTOMAKER = io.Custom("STORY_PHOTOMAKER")
+"""A cast's image tokens and what fuses them with words: `Pictures`."""
 CATEGORY = "OneStory"
 
 

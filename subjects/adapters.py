@@ -1,8 +1,9 @@
 """Files of IP-Adapter and its kin: which kind one is, what it reads, its tokens, and its keys and values.
 
-A file is {"image_proj": weights of the projector, "ip_adapter": weights of the attention layers}, nested as PyTorch
-saves it or flat with these prefixes. The layers are numbered as diffusers lists a U-Net's attention: 2n is the
-self-attention and 2n + 1 the cross-attention of the n-th transformer, down, up, then the middle block.
+A file is {"image_proj": weights of the projector, "ip_adapter": weights of the attention layers}, StoryMaker's
+{"image_proj_model": ..., "ip_adapter": ...}, nested as PyTorch saves it or flat with these prefixes. The layers are
+numbered as diffusers lists a U-Net's attention: 2n is the self-attention and 2n + 1 the cross-attention of the n-th
+transformer, down, up, then the middle block.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,10 +13,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .projectors import Weights, face_tokens, image_embedding_tokens, patch_tokens, resample
+from .projectors import (
+    Weights,
+    face_tokens,
+    image_embedding_tokens,
+    patch_tokens,
+    person_tokens,
+    resample,
+    tokens_in_place,
+)
 
-Kind = Literal["base", "plus", "full face", "FaceID", "FaceID-Plus"]
-PARTS = ("image_proj", "ip_adapter")
+Kind = Literal["base", "plus", "full face", "FaceID", "FaceID-Plus", "StoryMaker"]
+PROJECTORS = ("image_proj", "image_proj_model")
+"""What files call the weights of the projector: IP-Adapter's, StoryMaker's."""
 LORA = {"to_q": "to_q", "to_k": "to_k", "to_v": "to_v", "to_out": "to_out.0"}
 """Which of an attention's modules a part of a FaceID file's LoRA changes."""
 
@@ -45,8 +55,8 @@ class Adapter(NamedTuple):
     @property
     def vision_channels(self) -> int | None:
         """The width of what it reads of a CLIP vision model; None where it reads none."""
-        names = {"base": "proj", "plus": "proj_in", "full face": "proj.0", "FaceID-Plus": "perceiver_resampler.proj_in"}
-        name = names.get(self.kind)
+        names = {"base": "proj", "plus": "proj_in", "full face": "proj.0", "FaceID": None}
+        name = names.get(self.kind, "perceiver_resampler.proj_in")
         return self.projector[f"{name}.weight"].shape[1] if name else None
 
     def tokens(self, seen: Tensor | None, face: Tensor | None, shortcut: bool) -> Tensor:
@@ -68,6 +78,22 @@ class Adapter(NamedTuple):
         if self.kind == "full face":
             return patch_tokens(seen, weights)
         return resample(weights["latents"].to(seen).expand(len(seen), -1, -1), seen, weights)
+
+    @property
+    def places(self) -> int:
+        """How many characters of a frame it tells apart by their place among them; 0 if it doesn't."""
+        return len(self.projector["pos_embed"]) if self.kind == "StoryMaker" else 0
+
+    @property
+    def ground(self) -> Tensor | None:
+        """The tokens [tokens, channels] that stand before those of a frame's characters, if any."""
+        return self.projector["bg_embed"][0] if self.kind == "StoryMaker" else None
+
+    def person_tokens(self, face: Tensor, seen: Tensor, body: Tensor) -> list[Tensor]:
+        """StoryMaker's tokens [tokens, channels] of one character's pictures, for each place. As `person_tokens` of
+        the projectors, but for the embeddings' length."""
+        tokens = person_tokens(F.normalize(face, dim=-1), seen, body, self.projector)
+        return [tokens_in_place(tokens, place, self.projector).flatten(0, 1) for place in range(self.places)]
 
     def keys_and_values(self, tokens: Tensor) -> Tensor:
         """Those of `tokens` [tokens, channels] in all cross-attention layers side by side, [2, tokens, channels]."""
@@ -122,12 +148,13 @@ def family(text_channels: int) -> str:
 
 def read_adapter(file: str, state: Mapping[str, Any]) -> Adapter:
     """The adapter in a file's state dict. Raises `ValueError` for anything else."""
-    projector, layers = (part_of(state, part) for part in PARTS)
+    projector = next(filter(None, (part_of(state, part) for part in PROJECTORS)), {})
+    layers = part_of(state, "ip_adapter")
     kind = kind_of(projector)
     if kind is None or "1.to_k_ip.weight" not in layers:
         raise ValueError(
             f"“{file}” is no adapter that Image Characters knows: it reads IP-Adapter's base, plus, plus-face, "
-            "full-face, portrait, FaceID and FaceID-Plus files for SD1.5 and SDXL."
+            "full-face, portrait, FaceID and FaceID-Plus files for SD1.5 and SDXL, and StoryMaker's mask.bin."
         )
     return Adapter(file, kind, projector, layers)
 
@@ -141,6 +168,7 @@ def part_of(state: Mapping[str, Any], part: str) -> dict[str, Tensor]:
 
 def kind_of(projector: Weights) -> Kind | None:
     kinds: dict[str, Kind] = {
+        "bg_embed": "StoryMaker",
         "latents": "plus",
         "proj.3.weight": "full face",
         "perceiver_resampler.proj_in.weight": "FaceID-Plus",

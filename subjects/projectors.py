@@ -34,10 +34,25 @@ def patch_tokens(x: Tensor, weights: Weights) -> Tensor:
     return layer_norm(linear(x, weights, "proj.2"), weights, "proj.3")
 
 
-def face_tokens(face: Tensor, weights: Weights) -> Tensor:
-    """FaceID: face embeddings [faces, 512] of length 1 as tokens [faces, tokens, channels]."""
-    x = linear(F.gelu(linear(face, weights, "proj.0")), weights, "proj.2")
-    return layer_norm(x.unflatten(-1, (-1, len(weights["norm.weight"]))), weights, "norm")
+def face_tokens(face: Tensor, weights: Weights, proj: str = "proj", norm: str = "norm") -> Tensor:
+    """FaceID: face embeddings [faces, 512] as tokens [faces, tokens, channels]."""
+    x = linear(F.gelu(linear(face, weights, f"{proj}.0")), weights, f"{proj}.2")
+    return layer_norm(x.unflatten(-1, (-1, len(weights[f"{norm}.weight"]))), weights, norm)
+
+
+def person_tokens(face: Tensor, seen: Tensor, body: Tensor, weights: Weights) -> Tensor:
+    """StoryMaker: a person's face embedding [persons, 512] of length 1, and what CLIP sees in the face and in the whole
+    person, [persons, patches, seen] both, as tokens [persons, tokens, channels]: first the face's, then the body's."""
+    own = face_tokens(face, weights)
+    face = own + resample(own, seen, weights, "perceiver_resampler.")
+    latents = weights["resample.latents"].to(body).expand(len(body), -1, -1)
+    return torch.cat([face, resample(latents, body, weights, "resample.")], dim=1)
+
+
+def tokens_in_place(tokens: Tensor, place: int, weights: Weights) -> Tensor:
+    """StoryMaker: what the tokens [persons, tokens, channels] are for the person at a place among those of a frame."""
+    x = tokens + weights["pos_embed"][place].to(tokens)
+    return x + layer_norm(linear(x, weights, "proj_out"), weights, "norm_out")
 
 
 def resample(latents: Tensor, x: Tensor, weights: Weights, prefix: str = "", dim_head: int = 64) -> Tensor:

@@ -1,23 +1,25 @@
 """Prompt consolidation (1Prompt1Story, arXiv 2501.13554, section 3.1) with token spans found by construction."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from ..story.script import Story, quote
 from .encoders import TextEncoder, Tokenize, Tokens, plain, slot_of
 from .pieces import Piece, Pieces, Seat
 from .record import Encoder, Record, Row, Span, Spans, shift
-from .subjects import Subjects, identity_parts, subjects_in
+from .subjects import Part, Subjects, identity_parts, slots_in, subjects_in
 
 
 class Prompt(NamedTuple):
-    """One prompt to encode. `window` are the frames whose prompts it holds, in order; `subjects` are as a `Row`'s."""
+    """One prompt to encode. `window` are the frames whose prompts it holds, in order; `subjects` and `slots` are as a
+    `Row`'s."""
 
     window: tuple[int, ...]
     tokens: Tokens
     spans: tuple[Spans, ...]
     subjects: tuple[tuple[tuple[str, Span], ...], ...] = ()
+    slots: tuple[tuple[tuple[str, Span], ...], ...] = ()
 
     @property
     def length(self) -> int:
@@ -32,19 +34,22 @@ def consolidate(
     separate: bool = False,
     window: int = 0,
     width: int = 0,
+    mark: str = "",
 ) -> tuple[list[Prompt], list[int], Record]:
     """The prompts of a story, for each frame the number of its prompt, and the record of the frames' embedding.
 
     Frames that show the same characters share one prompt [P0; P1; ...; PN]. When it does not fit the encoder, frame j
     gets its own [P0; Pj; ...; Pj+w-1], circular, with the largest w for which every window fits (`window`, if not 0,
     limits w). `separate` gives every frame [P0; Pj]. A frame without characters always stands alone. All prompts are
-    padded to the longest, where an encoder evens them. `width` is the embedding's, if the encoders use less.
+    padded to the longest, where an encoder evens them. `width` is the embedding's, if the encoders use less. `mark`
+    is what stands behind class words, once for each token of a character's pictures.
     Raises `ValueError` for a frame that has no tokens or does not fit alone.
     """
     seats = [Seat(encoder, slot_of(tokenize, encoder)) for encoder in encoders]
-    pieces = Pieces(tokenize, seats)
+    pieces = Pieces(tokenize, seats, mark)
     for j, frame in enumerate(story.frames):
-        check_fits(j, frame.prompt, pieces.of(frame.identity), pieces.after(frame.identity, frame.prompt), seats)
+        pieces_of = pieces.of(frame.identity), pieces.after(frame.identity, frame.prompt)
+        check_fits(j, frame.prompt, *pieces_of, seats, bool(mark))
 
     orders: list[tuple[int, ...]] = []
     chosen: list[int] = []
@@ -65,11 +70,12 @@ def consolidate(
     texts = [[story.frames[order[0]].identity, *(story.frames[k].prompt for k in order)] for order in orders]
     parts = [[pieces.of(first), *pieces.following(first, others)] for first, *others in texts]
     lengths = [max(length_of(seat, prompt) for prompt in parts) for seat in seats]
-    subjects = [subjects_of(story, order, pieces) for order in orders]
-    prompts = [join(order, part, seats, lengths, named) for order, part, named in zip(orders, parts, subjects)]
+    named = [[named_in(story, order, pieces, where) for where in (subjects_in, slots_in)] for order in orders]
+    prompts = [join(order, part, seats, lengths, *own) for order, part, own in zip(orders, parts, named)]
     read_further(prompts, texts, tokenize, encoders)
     layout = layout_of(seats, lengths)
-    rows = tuple(Row(j, prompts[p].window, prompts[p].spans, (), prompts[p].subjects) for j, p in enumerate(chosen))
+    own_prompts = [prompts[p] for p in chosen]
+    rows = tuple(Row(j, p.window, p.spans, (), p.subjects, slots=p.slots) for j, p in enumerate(own_prompts))
     characters = tuple(frame.characters for frame in story.frames)
     return prompts, chosen, Record(len(story.frames), layout, rows, characters, width=width)
 
@@ -113,7 +119,9 @@ def layout_of(seats: Sequence[Seat], lengths: Sequence[int]) -> tuple[Encoder, .
     )
 
 
-def check_fits(j: int, text: str, identity: Piece, piece: Piece, seats: Sequence[Seat]) -> None:
+def check_fits(
+    j: int, text: str, identity: Piece, piece: Piece, seats: Sequence[Seat], with_pictures: bool = False
+) -> None:
     for seat in seats:
         name, tokens = seat.encoder.name, piece[seat.encoder.key]
         if not tokens:
@@ -125,10 +133,11 @@ def check_fits(j: int, text: str, identity: Piece, piece: Piece, seats: Sequence
         used, most = alone + len(tokens), seat.most
         if used > most and seat.encoder.is_clip:
             over = f"{used - most} token{'s' * (used - most > 1)}"
+            fewer = ", or give its characters fewer pictures" if with_pictures else ""
             raise ValueError(
                 f"Frame {j + 1} is too long for {name} by {over}: {used} of at most {most} "
                 f"({alone} of the identity, {len(tokens)} of the frame {quote(text)}), so shorten the "
-                "identity or this frame."
+                f"identity or this frame{fewer}."
             )
         if used > most:
             logging.warning(
@@ -163,12 +172,14 @@ def length_of(seat: Seat, pieces: Sequence[Piece]) -> int:
     return max(slot.least if slot.padding else 0, len(slot.before) + text + len(slot.after))
 
 
-def subjects_of(story: Story, order: Sequence[int], pieces: Pieces) -> list[Subjects]:
-    """Who is described where in the identity of these frames, and in each of their prompts."""
+def named_in(
+    story: Story, order: Sequence[int], pieces: Pieces, where: Callable[[Pieces, Sequence[Part], bool], Subjects]
+) -> list[Subjects]:
+    """Who is `where` in the identity of these frames, and in each of their prompts."""
     frames = [story.frames[k] for k in order]
     first = frames[0].identity
-    texts = [subjects_in(pieces, identity_parts(story, frames[0]))]
-    return texts + [subjects_in(pieces, f.parts, first=not (first or n)) for n, f in enumerate(frames)]
+    texts = [where(pieces, identity_parts(story, frames[0]), True)]
+    return texts + [where(pieces, f.parts, not (first or n)) for n, f in enumerate(frames)]
 
 
 def join(
@@ -176,13 +187,14 @@ def join(
     pieces: Sequence[Piece],
     seats: Sequence[Seat],
     lengths: Sequence[int],
-    named: Sequence[Subjects] = (),
+    subjects: Sequence[Subjects] = (),
+    slots: Sequence[Subjects] = (),
 ) -> Prompt:
-    """[SOT, P0, P..., EOT, padding] for each encoder, and where each part stands; `named` has, for each of the pieces,
-    who is described where in it."""
+    """[SOT, P0, P..., EOT, padding] for each encoder, and where each part stands; `subjects` and `slots` have, for each
+    of the pieces, who is described where in it, and whose class word stands where."""
     tokens: Tokens = {}
     spans = []
-    subjects = []
+    named: list[list[tuple[tuple[str, Span], ...]]] = [[], []]
     for (encoder, slot), length in zip(seats, lengths):
         chunk = [*slot.before]
         start = encoder.first - encoder.dropped
@@ -196,11 +208,11 @@ def join(
             length = length_of(Seat(encoder, slot), pieces)
         end = start + length
         spans.append(Spans(found[0], tuple(found[1:]), Span(start + len(chunk), end), sot))
-        subjects.append(
-            tuple((name, shift(at, part.start)) for part, own in zip(found, named) for name, at in own[encoder.key])
-        )
+        for all_of, texts in zip(named, (subjects, slots)):
+            own = zip(found, texts)
+            all_of.append(tuple((name, shift(at, part.start)) for part, at_ in own for name, at in at_[encoder.key]))
         chunk += slot.after
         if slot.padding:
             chunk += [slot.padding] * (length - len(chunk))
         tokens[encoder.key] = [chunk]
-    return Prompt(window, tokens, tuple(spans), tuple(subjects))
+    return Prompt(window, tokens, tuple(spans), *map(tuple, named))

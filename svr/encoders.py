@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from .record import Span
+from .spans import Span
 
 Token = tuple[Any, float]
 """A token id or an embedding's vector, and its weight."""

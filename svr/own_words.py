@@ -23,10 +23,13 @@ class Alone(NamedTuple):
     spans: tuple[Spans, ...]
 
 
-def description_prompts(story: Story, tokenize: Tokenize, encoders: Sequence[TextEncoder]) -> dict[str, Prompt]:
-    """A prompt with nothing but its description for each character that a frame shows."""
+def description_prompts(
+    story: Story, tokenize: Tokenize, encoders: Sequence[TextEncoder], mark: str = ""
+) -> dict[str, Prompt]:
+    """A prompt with nothing but its description for each character that a frame shows. `mark` as in `consolidate`."""
     shown = {name for frame in story.frames for name in frame.characters}
-    return {c.name: consolidate(alone(c), tokenize, encoders)[0][0] for c in story.characters if c.name in shown}
+    described = (c for c in story.characters if c.name in shown)
+    return {c.name: consolidate(alone(c), tokenize, encoders, mark=mark)[0][0] for c in described}
 
 
 def alone(character: Character) -> Story:

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from ..story.script import quote
 from .encoders import Slot, TextEncoder, Token, Tokenize, text_tokens
+from .pictures import stacked
+from .spans import Span
 
 Piece = dict[str, list[Token]]
 """For each encoder, the tokens of one piece of a prompt, without SOT, EOT and padding."""
@@ -27,19 +29,34 @@ class Seat(NamedTuple):
 
 class Pieces:
     """The tokens of a story's texts. A text's tokens are the same alone and in a joined prompt: encoders split words at
-    white space, which some count to the word after it."""
+    white space, which some count to the word after it.
 
-    def __init__(self, tokenize: Tokenize, seats: Sequence[Seat]):
+    With a `mark`, a word that is one token, the word before marks is there once for each of them, and they are not.
+    """
+
+    def __init__(self, tokenize: Tokenize, seats: Sequence[Seat], mark: str = ""):
         self.tokenize = tokenize
         self.seats = seats
+        self.marks = {seat.encoder.key: piece_of(tokenize, mark, True, *seat)[0][0] if mark else None for seat in seats}
         self.known: dict[tuple[str, bool], Piece] = {}
+        self.slots: dict[tuple[str, bool], dict[str, list[Span]]] = {}
 
     def of(self, text: str, first: bool = True) -> Piece:
         if (text, first) not in self.known:
-            self.known[text, first] = {
-                seat.encoder.key: piece_of(self.tokenize, text, first, *seat) if text else [] for seat in self.seats
-            }
+            piece: Piece = {}
+            slots: dict[str, list[Span]] = {}
+            for seat in self.seats:
+                key = seat.encoder.key
+                tokens = piece_of(self.tokenize, text, first, *seat) if text else []
+                mark = self.marks[key]
+                piece[key], slots[key] = (tokens, []) if mark is None else stacked(tokens, mark)
+            self.known[text, first], self.slots[text, first] = piece, slots
         return self.known[text, first]
+
+    def slots_of(self, text: str, first: bool = True) -> dict[str, list[Span]]:
+        """For each encoder, where a text's tokens have a marked word."""
+        self.of(text, first)
+        return self.slots[text, first]
 
     def after(self, identity: str, text: str) -> Piece:
         """A frame prompt's tokens behind those of its identity, if it has one."""

@@ -1,22 +1,17 @@
 """What stands where in a story's text embeddings."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..story.parts import EOT, IDENTITY, SOT
+from .pictures import Pictures, fuse_pictures, put_words
+from .spans import Span
 
 KEY = "onestory"
 """The key of an `Attached` in a conditioning's dict, and of the run-time's own in `transformer_options`."""
-
-
-class Span(NamedTuple):
-    """Token positions `start` to `stop`, `stop` excluded."""
-
-    start: int
-    stop: int
 
 
 class Spans(NamedTuple):
@@ -46,7 +41,8 @@ class Row(NamedTuple):
     `texts` has what each token reads as, for each text encoder, with a space after the end of a word. `subjects` says
     for each text encoder where it has the description of which character: in the identity, and where a frame prompt
     names it again; these are the same ones in all of them, in the order of the prompt. `alone` is the number of its
-    identity's tokens in `Attached.alone`.
+    identity's tokens in `Attached.alone`. `slots` says for each text encoder where it has the class word of which
+    character, as often as that has tokens of its pictures.
     """
 
     frame: int
@@ -55,6 +51,7 @@ class Row(NamedTuple):
     texts: tuple[tuple[str, ...], ...] = ()
     subjects: tuple[tuple[tuple[str, Span], ...], ...] = ()
     alone: int = 0
+    slots: tuple[tuple[tuple[str, Span], ...], ...] = ()
 
     @property
     def expressed(self) -> int:
@@ -65,8 +62,11 @@ class Row(NamedTuple):
         """The row with so many tokens before it that are nobody's."""
         spans = tuple(own.shifted(by) for own in self.spans)
         texts = tuple(("",) * by + own for own in self.texts)
-        subjects = tuple(tuple((name, shift(span, by)) for name, span in own) for own in self.subjects)
-        return self._replace(spans=spans, texts=texts, subjects=subjects)
+        subjects, slots = (
+            tuple(tuple((name, shift(span, by)) for name, span in own) for own in named)
+            for named in (self.subjects, self.slots)
+        )
+        return self._replace(spans=spans, texts=texts, subjects=subjects, slots=slots)
 
     def span(self, part: int, encoder: int) -> Span:
         """Where one text encoder has a part: SOT, IDENTITY, EOT, or a frame of the window by its number."""
@@ -144,6 +144,18 @@ class Record(NamedTuple):
             if found[0][0] == name
             for span in self.agreed([span for _, span in found])
         )
+
+    def with_slots(self, names: Collection[str]) -> "Record":
+        """The record with the class words of these characters only."""
+        rows = (
+            row._replace(slots=tuple(tuple(slot for slot in own if slot[0] in names) for own in row.slots))
+            for row in self.rows
+        )
+        return self._replace(rows=tuple(rows))
+
+    def slots(self, row: Row) -> list[tuple[str, Span]]:
+        """Where a row of the embedding has the class words of which character, by the rule of `columns`."""
+        return [(found[0][0], span) for found in zip(*row.slots) for span in self.agreed([span for _, span in found])]
 
     def agreed(self, spans: Sequence[Span]) -> tuple[Span, ...]:
         """Of one span for each encoder, what those have in common that share their tokens; nothing where that is
@@ -239,12 +251,14 @@ class Attached(NamedTuple):
 
     `norms` are the tokens' before any reweighting, as of `token_norms`. `alone` [rows, tokens, channels] is each row's
     identity encoded without any frame, its SOT with it: `Row.alone` tokens, then zeros. Encoders that are causal all
-    need none, as it stands in the embedding.
+    need none, as it stands in the embedding. With `pictures` in the embedding, `words` is what it was without them.
     """
 
     record: Record
     norms: Tensor
     alone: Tensor | None = None
+    pictures: Pictures | None = None
+    words: Tensor | None = None
 
     @classmethod
     def to(cls, embeds: Tensor, record: Record, alone: Tensor | None = None) -> "Attached":
@@ -252,8 +266,18 @@ class Attached(NamedTuple):
 
     def select(self, rows: list[int]) -> "Attached":
         """What belongs to these rows of the embedding, in this order."""
-        alone = None if self.alone is None else self.alone[rows]
-        return Attached(self.record.select(rows), self.norms[rows], alone)
+        alone, words = (None if x is None else x[rows] for x in (self.alone, self.words))
+        return self._replace(record=self.record.select(rows), norms=self.norms[rows], alone=alone, words=words)
+
+    def fused(self, words: Tensor) -> "tuple[Tensor, Attached]":
+        """The embedding `words` with the pictures in it, and what belongs to that."""
+        if self.pictures is None:
+            return words, self
+        return fuse_pictures(words, self.record, self.pictures), self._replace(words=words)
+
+    def unfused(self, embeds: Tensor) -> Tensor:
+        """The embedding without the pictures."""
+        return embeds if self.words is None else put_words(embeds, self.record, self.words)
 
 
 def pairs_up(embeds: Tensor, tokens: int) -> bool:

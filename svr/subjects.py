@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from ..story.script import Frame, Story
 from .pieces import Piece, Pieces
-from .record import Span
+from .spans import Span
 
 Part = tuple[str, str | None]
 """A piece of a text and the name of the character that it describes, if it does."""
@@ -40,6 +40,15 @@ def subjects_in(pieces: Pieces, parts: Sequence[Part], first: bool = True) -> Su
                 spans.append((name, nearest(whole, own, key, counted)))
         before += text
     return {key: tuple(spans) for key, spans in found.items()}
+
+
+def slots_in(pieces: Pieces, parts: Sequence[Part], first: bool = True) -> Subjects:
+    """Where the marked words of named parts stand among the tokens of the text that all parts are together."""
+    found: Subjects = {}
+    for key, spans in pieces.slots_of("".join(text for text, _ in parts), first).items():
+        names = [name for text, name in parts for _ in pieces.slots_of(text)[key]]
+        found[key] = tuple((name, span) for name, span in zip(names, spans) if name is not None)
+    return found
 
 
 def nearest(whole: Piece, own: Sequence[Piece], key: str, counted: Span) -> Span:

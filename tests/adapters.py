@@ -50,6 +50,12 @@ def projector(kind: str, embedding: int = 24, seen: int = 32, text: int = TEXT, 
         return weights_of({"latents": (1, 3, 128)} | resampler(128, seen, text))
     if kind == "full face":
         return weights_of(linear("proj.0", seen, seen) | linear("proj.2", text, seen) | norm("proj.3", text))
+    if kind == "StoryMaker":
+        shapes = {"pos_embed": (3, 7, text), "bg_embed": (1, 5, text), "resample.latents": (1, 3, 128)}
+        shapes |= linear("proj.0", 64, 512) | linear("proj.2", 4 * text, 64) | norm("norm", text)
+        shapes |= linear("proj_out", text, text) | norm("norm_out", text)
+        shapes |= resampler(text, seen, text, "perceiver_resampler.", depth=1)
+        return weights_of(shapes | resampler(128, seen, text, "resample.", depth=1))
     face = linear("proj.0", 1024, 512) | linear("proj.2", tokens * text, 1024) | norm("norm", text)
     if kind == "FaceID-Plus":
         face |= resampler(text, seen, text, "perceiver_resampler.", depth=1)
@@ -73,7 +79,7 @@ def layers(widths: list[int], text: int = TEXT, lora: int = 0) -> dict[str, torc
 def adapter(kind: str, widths: list[int] | None = None, lora: int = 0, **sizes) -> dict[str, dict]:
     """A whole file, nested as PyTorch saves it."""
     return {
-        "image_proj": projector(kind, **sizes),
+        "image_proj_model" if kind == "StoryMaker" else "image_proj": projector(kind, **sizes),
         "ip_adapter": layers(widths or [320] * LAYERS, sizes.get("text", TEXT), lora),
     }
 
@@ -91,10 +97,18 @@ class Code:
 
 
 def write_adapters(folder: Path) -> None:
-    """Files of two layouts for a ViT-L and the random checkpoint, and one with code in it."""
+    """Files of all layouts for the random checkpoint, and one with code in it: the base adapter reads a ViT-L, the
+    others what has 32 channels."""
     folder.mkdir()
     save_file(flat(adapter("base", embedding=768)), folder / "base.safetensors")
-    torch.save(adapter("plus", seen=1024), folder / "plus.bin")
+    for name, kind, lora in (
+        ("plus.bin", "plus", 0),
+        ("full-face.bin", "full face", 0),
+        ("faceid.bin", "FaceID", 2),
+        ("faceid-plusv2.bin", "FaceID-Plus", 2),
+        ("mask.bin", "StoryMaker", 2),
+    ):
+        torch.save(adapter(kind, lora=lora), folder / name)
     torch.save({"image_proj": Code(), "ip_adapter": {}}, folder / "code.bin")
 
 
@@ -116,7 +130,7 @@ class Exact:
         scaled = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
         return scaled * self.w[f"{name}.weight"] + self.w[f"{name}.bias"]
 
-    def resample(self, latents, x, prefix=""):
+    def resample(self, latents, x, prefix="", head=64):
         x, i = self.line(x, f"{prefix}proj_in"), 0
         while f"{prefix}layers.{i}.0.to_q.weight" in self.w:
             at = f"{prefix}layers.{i}"
@@ -124,9 +138,9 @@ class Exact:
             both = torch.cat([self.norm(x, f"{at}.0.norm1"), own])
             q, (k, v) = self.line(own, f"{at}.0.to_q"), self.line(both, f"{at}.0.to_kv").chunk(2, -1)
             heads = []
-            for h in range(0, q.shape[-1], 64):
-                part = slice(h, h + 64)
-                heads.append((q[:, part] @ k[:, part].T / 8).softmax(-1) @ v[:, part])
+            for h in range(0, q.shape[-1], head):
+                part = slice(h, h + head)
+                heads.append((q[:, part] @ k[:, part].T / head**0.5).softmax(-1) @ v[:, part])
             latents = latents + self.line(torch.cat(heads, -1), f"{at}.0.to_out")
             hidden = gelu(self.line(self.norm(latents, f"{at}.1.0"), f"{at}.1.1"))
             latents = latents + self.line(hidden, f"{at}.1.3")
@@ -147,6 +161,16 @@ class Exact:
             return x
         looked = self.resample(x, seen.double(), "perceiver_resampler.")
         return x + looked if shortcut else looked
+
+    def person(self, face, seen, body, place, text=TEXT):
+        """StoryMaker's tokens of one person, [tokens, channels]: of its embedding [512], and of what CLIP sees in the
+        face and in the body, [patches, channels]."""
+        unit = face.double() / max(face.double().norm().item(), 1e-12)
+        x = self.norm(self.line(gelu(self.line(unit, "proj.0")), "proj.2").reshape(4, text), "norm")
+        own = x + self.resample(x, seen.double(), "perceiver_resampler.")
+        whole = self.resample(self.w["resample.latents"][0], body.double(), "resample.")
+        u = torch.cat([own, whole]) + self.w["pos_embed"][place]
+        return self.norm(self.line(u, "proj_out"), "norm_out") + u
 
 
 def gelu(x):

@@ -91,19 +91,24 @@ def negative(sd: StableDiffusion) -> list:
 def server(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory):
     """A client of a real ComfyUI server with the pack in it; the server runs for the rest of the session.
 
-    It has the random checkpoint, the random vision model “clip.pt”, and random adapters that read it.
+    It has the random checkpoint, the random vision model “clip.pt”, random files of adapters and PhotoMakers, and a
+    small vision model and a face analyser for them.
     """
     import adapters
+    import photomakers
     import vision
-    from studio import KEEPS
+    from studio import CUSTOM_NODES, KEEPS
 
     this = host.Host(COMFYUI, Path(sys.executable))
-    host.link_pack(this)
+    packs = host.link_pack(this), "eyes.py"
     folder = tmp_path_factory.mktemp("server")
     vision.write_clip(folder / "clip.pt")
     adapters.write_adapters(folder / "ipadapter")
+    photomakers.write_photomakers(folder / "photomaker")
     paths = folder / "vision.yaml"
-    paths.write_text(json.dumps({"vision": {"clip_vision": str(folder), "ipadapter": str(folder / "ipadapter")}}))
-    more = ("--extra-model-paths-config", str(paths), *KEEPS)
+    folders = {"clip_vision": folder, "custom_nodes": CUSTOM_NODES}
+    folders |= {name: folder / name for name in ("ipadapter", "photomaker")}
+    paths.write_text(json.dumps({"vision": {name: str(path) for name, path in folders.items()}}))
+    more = ("--extra-model-paths-config", str(paths), *KEEPS, "--whitelist-custom-nodes", *packs)
     with host.running(this, folder, models=checkpoint.parent, cpu=True, more=more) as url:
         yield client.Client(url)

@@ -25,10 +25,7 @@ from onestory.nodes.cast import OneStoryCast
 from onestory.nodes.image_adapter import OneStoryImageAdapter
 from onestory.nodes.regions import OneStoryRegions
 from onestory.subjects.adapters import read_adapter
-from onestory.tools.client import WorkflowError
 from safetensors.torch import save_file
-from studio import saved
-from test_server import graph, node
 from tiny import sd3
 from vision import TINY_CLIP, TINY_SIGLIP, tiny
 from warned import warnings_of
@@ -245,6 +242,10 @@ class Decoupled:
         self.factors = factors
         self.calls = 0
 
+    def looked(self, names, shown, negative):
+        """The tokens that `names` of the characters `shown` are drawn from together."""
+        return self.blank if negative else torch.cat([self.tokens[name] for name in names])
+
     def attend(self, q, tokens, n, heads):
         k, v = (tokens @ self.weights[f"{2 * n + 1}.to_{x}_ip.weight"].T for x in "kv")
         Q, K, V = (by_head(x[None], heads)[0] for x in (q, k, v))
@@ -263,14 +264,14 @@ class Decoupled:
             if not names:
                 continue
             query = q[i].double()
-            own = {name: self.blank if negative else self.tokens[name] for name in names}
             factors = self.factors and self.factors(frame, *SIZES[len(query)])
             if factors:
                 total = sum(factors[name] for name in names).clamp(min=1)
-                parts = [(factors[name] / total)[:, None] * self.attend(query, own[name], n, heads) for name in names]
-                exact[i] += self.scale * sum(parts)
+                for name in names:
+                    seen = self.attend(query, self.looked([name], names, negative), n, heads)
+                    exact[i] += self.scale * (factors[name] / total)[:, None] * seen
             else:
-                exact[i] += self.scale * self.attend(query, torch.cat(list(own.values())), n, heads)
+                exact[i] += self.scale * self.attend(query, self.looked(names, names, negative), n, heads)
         return exact.to(q)
 
 
@@ -621,40 +622,3 @@ def test_other_packs_entry_for_the_folder_is_shared(folder, monkeypatch, tmp_pat
     [choices] = [i.options for i in OneStoryImageAdapter.define_schema().inputs if i.id == "adapter"]
     assert choices == [] and "ipadapter" not in folder_paths.folder_names_and_paths
     folder_paths.filename_list_cache.pop("ipadapter", None)
-
-
-# --- through the server ----------------------------------------------------------------------------------------------
-
-
-def colour(value):
-    return node("EmptyImage", width=32, height=48, batch_size=1, color=value)
-
-
-def characters(file, model="checkpoint"):
-    return node(
-        "OneStoryImageAdapter", model=[model, 0], cast=["otto", 0], clip_vision=["vision", 0], adapter=file, scale=0.7,
-        fit="pad", pictures="all", version="auto", lora_strength=1.0, blocks="all", start_percent=0.0, end_percent=1.0,
-    )  # fmt: skip
-
-
-def test_a_cast_of_two_reaches_its_frames_and_the_board_through_the_server(server):
-    """With two files in a row; what a frame that shows nobody looks like does not depend on them."""
-    text = {"identity": "[Mia] a girl\n[Otto] an owl", "frames": "[Mia] runs\n[Mia] and [Otto] talk\n[NC] a castle"}
-    cast = {
-        "red": colour(0xFF0000),
-        "blue": colour(0x0000FF),
-        "mia": node("OneStoryCast", story=["script", 0], images=["red", 0], character="Mia"),
-        "otto": node("OneStoryCast", story=["script", 0], images=["blue", 0], character="Otto", cast=["mia", 0]),
-        "vision": node("CLIPVisionLoader", clip_name="clip.pt"),
-        "base": characters("base.safetensors"),
-        "plus": characters("plus.bin", "base"),
-    }
-    plain = graph(**text, ipca=node("OneStoryRuns", model=["checkpoint", 0], frames_at_a_time=3))
-    drawn = graph(**text, **cast, ipca=node("OneStoryRuns", model=["plus", 0], frames_at_a_time=3))
-    before, after = (saved(server, server.run(each), "save frames") for each in (plain, drawn))
-    assert [a.tobytes() == b.tobytes() for a, b in zip(before, after, strict=True)] == [False, False, True]
-    assert len(server.run(drawn)["save board"]["images"]) == 1
-    with pytest.raises(WorkflowError) as error:
-        server.run({**drawn, "plus": characters("code.bin", "base")})
-    assert error.value.node_id == "plus"
-    assert error.value.message.startswith("“code.bin” can't be read: it is damaged, or a pickle with more in it")

@@ -42,7 +42,7 @@ def with_pictures(model: Any, names: Sequence[str], tokens: int = 16) -> Any:
     transformers = unet.transformers(model.model)
     channels = sum(each.channels for each in transformers)
     generator = torch.Generator().manual_seed(0)
-    keys = {name: torch.randn(2, tokens, channels, generator=generator) for name in ("blank", *names)}
+    keys = {name: [torch.randn(2, tokens, channels, generator=generator)] for name in ("blank", *names)}
     blank = keys.pop("blank")
     return patch(model, ImageAdapter(keys, blank, unet.channel_spans(transformers), 0.7, parse_blocks("all"), 0.0, 1.0))
 

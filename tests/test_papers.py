@@ -118,6 +118,21 @@ def test_scenes_are_diverse_where_backgrounds_differ_whatever_the_characters_do(
     assert scenes([RED] * 3, [BLUE, GREEN, SAND]) == pytest.approx(scenes([SAND] * 3, [BLUE, GREEN, SAND]), abs=0.01)
 
 
+@torch.inference_mode()
+def test_clip_t_is_what_the_package_itself_says(story, clip_folder):
+    """transformers' own logits are the cosines, times its temperature."""
+    from transformers import CLIPModel, CLIPProcessor
+
+    task = story([RED, BLUE, SAND], [SAND, GREEN, BLUE])
+    model, processor = CLIPModel.from_pretrained(clip_folder), CLIPProcessor.from_pretrained(clip_folder)
+    texts = [f"A photo depicts {prompt}" for prompt in PROMPTS]
+    frames = [Image.fromarray(backgrounds.read_frame(path)) for path in task["frames"]]
+    given = processor(text=texts, images=frames, return_tensors="pt", padding=True)
+    cosines = model(**given).logits_per_image / model.logit_scale.exp()
+    wanted = [2.5 * max(0.0, float(cosines[n, n])) for n in range(3)]
+    assert run("clip", clip_folder, task)["clip_t"] == pytest.approx(wanted, abs=1e-5) and max(wanted) > 0.01
+
+
 def test_frames_that_copy_each_other_are_not_told_apart(story, clip_folder):
     copies = run("clip", clip_folder, story([RED] * 3, [SAND] * 3))
     assert copies["told_apart"] == pytest.approx(1 / 3) and len(copies["clip_t"]) == 3

@@ -126,3 +126,39 @@ def write_dino_folder(folder: Path) -> Path:
     Dinov2Model(config).save_pretrained(folder)
     BitImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}).save_pretrained(folder)
     return folder
+
+
+def write_detector_folder(folder: Path) -> Path:
+    """A tiny random Grounding DINO as transformers saves it, whose vocabulary has what it is asked for."""
+    from transformers import (
+        BertTokenizer,
+        GroundingDinoConfig,
+        GroundingDinoForObjectDetection,
+        GroundingDinoImageProcessor,
+        GroundingDinoProcessor,
+        SwinConfig,
+    )
+
+    folder.mkdir(exist_ok=True)
+    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "character", "."]))
+    ones = [1, 1, 1, 1]
+    swin = SwinConfig(image_size=64, embed_dim=8, depths=ones, num_heads=ones, window_size=2, out_indices=[2, 3, 4])
+    bert = {"model_type": "bert", "vocab_size": 1100, "num_hidden_layers": 1, "num_attention_heads": 1}
+    torch.manual_seed(0)
+    config = GroundingDinoConfig(
+        backbone_config=swin,
+        text_config={**bert, "hidden_size": 16, "intermediate_size": 16},
+        d_model=32,
+        encoder_layers=1,
+        encoder_ffn_dim=16,
+        encoder_attention_heads=2,
+        decoder_layers=2,
+        decoder_ffn_dim=16,
+        decoder_attention_heads=2,
+        num_queries=6,
+        max_text_len=16,
+    )
+    GroundingDinoForObjectDetection(config).save_pretrained(folder)
+    pictures = GroundingDinoImageProcessor(size={"shortest_edge": 96, "longest_edge": 128})
+    GroundingDinoProcessor(pictures, BertTokenizer(str(folder / "vocab.txt"))).save_pretrained(folder)
+    return folder

@@ -22,6 +22,8 @@ from .masks import Masks, frames_of
 SCRIPT = Path(__file__).with_name("vision.py")
 KEYS = {"clip": "told_apart", "clip_image": "clip_i", "features": "frames"}
 """What a kind's result has, where that is not its name."""
+CLIP = "https://huggingface.co/openai/clip-vit-base-patch32"
+DREAMSIM = "https://github.com/ssundaram21/dreamsim"
 FEATURES = "features.npy"
 """The vectors of a board's frames [frames, channels], in its folder."""
 TEXTS, TEXTS_BY = "texts.npy", "texts.json"
@@ -43,7 +45,7 @@ def measure(args: Namespace, stories: Sequence[StoryText], jobs: Sequence[Job], 
     looks = args.clip_image or args.clip
     features = args.dinov2 or looks
     if not args.clip:
-        host.say("CLIP-T is left out: --clip names no CLIP model.")
+        host.say(f"CLIP-T is left out: --clip names no CLIP model, such as a download of {CLIP}.")
     if features and not python:
         host.say("CLIP-T and CLIP-I are left out: neither this Python nor ComfyUI's has torch and transformers.")
     if looks and not masks:
@@ -63,7 +65,7 @@ def measure(args: Namespace, stories: Sequence[StoryText], jobs: Sequence[Job], 
         except Unmeasured as error:
             host.say(f"DreamSim is left out: {error.reason}")
     else:
-        host.say("DreamSim is left out: its package is not installed.")
+        host.say(f"DreamSim is left out: its package, dreamsim of pip, is not installed; {DREAMSIM} has the weights.")
     if not args.clip_vision:
         host.say("The servers measured nothing: --clip-vision names no vision model of theirs.")
 
@@ -157,13 +159,13 @@ class Unmeasured(Failure):
         self.reason = reason
 
 
-def carry_out(python: Path, device: str | None, plans: Sequence[Plan]) -> None:
+def carry_out(python: Path, device: str | None, plans: Sequence[Plan], script: Path | None = None) -> None:
     """Do what is planned in one process of a Python that can. Raises `Unmeasured`; what came before is kept."""
     plans = [plan for plan in plans if plan.tasks]
     if not plans:
         return
     given = [{"kind": plan.kind, "model": str(plan.model), "tasks": plan.tasks} for plan in plans]
-    command: list[str | Path] = [python, SCRIPT, *([device] if device else [])]
+    command: list[str | Path] = [python, script or SCRIPT, *([device] if device else [])]
     left = [(plan, number) for plan in plans for number in range(len(plan.tasks))]
     total = len(left)
     with subprocess.Popen(

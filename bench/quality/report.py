@@ -40,7 +40,7 @@ NOTES = {
     "scenes": "scene diversity: 1 less the mean cosine of the frames' backgrounds, characters painted out, over all "
     "pairs of a story's frames. Frames that copy each other have none, however alike the character is.",
     "told_apart": "told apart: the share of frames that are no closer to another prompt of their story than to their "
-    "own; one of so many as the story has frames where these copy each other.",
+    "own (R-precision); 1 / frames where the frames copy each other.",
     "similarity": "similarity: mean over all pairs, by Story Metrics on the servers with {vision}; CLIP-I if that is a "
     "CLIP.",
     "seconds": "seconds: what a server took for a board, of which it may have computed parts before.",

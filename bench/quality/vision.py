@@ -73,11 +73,11 @@ def clip_image(folder: str, device: str) -> Measure:
         return fmean(pair_cosines(clip_embeds(model, processor, some))) if len(some) > 1 else None
 
     def measure(task: Task) -> dict[str, Any]:
-        alike, found = mean_cosine(characters(task)), {}
+        alone, found = characters(task), {}
         if task["masks"]:
             same = mean_cosine(backgrounds(task))
-            found = {"scenes": None if same is None else 1 - same, "empty_masks": empty_masks(task)}
-        return {"name": clip_name(model), "clip_i": alike, **found}
+            found = {"scenes": None if same is None else 1 - same, "empty_masks": len(task["frames"]) - len(alone)}
+        return {"name": clip_name(model), "clip_i": mean_cosine(alone), **found}
 
     return measure
 
@@ -210,10 +210,6 @@ def backgrounds(task: Task) -> list[Image.Image]:
     """The frames' backgrounds, without those that have none."""
     found = (without_character(frame, mask) for frame, mask in masked(task))
     return [Image.fromarray(each) for each in found if each is not None]
-
-
-def empty_masks(task: Task) -> int:
-    return sum(without_background(frame, mask, 1) is None for frame, mask in masked(task))
 
 
 def masked(task: Task) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -1,14 +1,19 @@
-"""Measure the pack: `bench speed` its pieces against other ways to compute the same, `bench quality` the stories."""
+"""Measure the pack: `bench speed` its pieces against other ways to compute the same, `bench quality` the stories.
+
+`bench vistory` draws a public benchmark's stories with their casts.
+"""
 
 import argparse
 
 from .quality import command as quality
 from .speed import command as speed
+from .vistory import command as vistory
 
 # name: the module that has the suite's `add_arguments(parser)` and `run(args)`, what it measures
 SUITES = {
     "speed": (speed, "how fast the pack's pieces are"),
     "quality": (quality, "how well stories keep character and prompts"),
+    "vistory": (vistory, "ViStoryBench: characters from pictures, many shots"),
 }
 
 

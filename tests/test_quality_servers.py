@@ -14,12 +14,14 @@ from contextlib import suppress
 from pathlib import Path
 from statistics import fmean
 
+import numpy as np
 import pytest
 import torch
+import vision
 from command_line import run_here
 from conftest import COMFYUI
 from onestory.bench.quality import command as quality
-from onestory.bench.quality import graphs, measures, pair_graphs, report
+from onestory.bench.quality import graphs, masks, measures, pair_graphs, report
 from onestory.bench.quality.boards import maker
 from onestory.bench.quality.graphs import PAIR_ROWS, ROWS
 from onestory.bench.quality.jobs import jobs_of, json_of
@@ -31,6 +33,7 @@ from onestory.story.files import StoryText, read_stories
 from onestory.tools import host, pool
 from onestory.tools.client import Client, WorkflowError, images
 from onestory.tools.failure import Failure
+from PIL import Image
 from test_demo import NAME, one_sentence, png_size, wait_for
 
 STORIES = """\
@@ -115,7 +118,10 @@ def test_table_and_json_say_the_same(finished):
 
 def test_what_is_not_measured_is_said_in_a_line_each(finished):
     lines = finished[1].stderr.splitlines()
-    assert "CLIP-T is left out: --clip names no CLIP model." in lines
+    said = (
+        "CLIP-T is left out: --clip names no CLIP model, such as a download of https://huggingface.co/openai/clip-vit-"
+    )
+    assert f"{said}base-patch32." in lines
     assert any(line.startswith("DreamSim is left out: ") for line in lines)
     assert "The servers measured nothing: --clip-vision names no vision model of theirs." in lines
     assert any(re.match(r"4/4 boards, \d+ s left: Robot is done at http://", line) for line in lines)
@@ -627,57 +633,152 @@ def test_every_row_runs_on_the_server(server):
 
 @pytest.fixture(scope="module")
 def clip_folder(tmp_path_factory) -> Path:
-    """A tiny random CLIP as transformers saves it, with CLIP's own vocabulary."""
-    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
+    return vision.write_clip_folder(tmp_path_factory.mktemp("clip"))
 
-    folder = tmp_path_factory.mktemp("clip")
-    torch.manual_seed(3)  # its pictures and texts look in one direction, so that CLIP-T is not 0
-    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = CLIPConfig(
-        text_config=dict(small, bos_token_id=49406, eos_token_id=49407),
-        vision_config=dict(small, image_size=32, patch_size=8),
-        projection_dim=16,
-        initializer_factor=8.0,
-    )
-    CLIPModel(config).save_pretrained(folder)
-    tokenizer = CLIPTokenizer.from_pretrained(COMFYUI / "comfy" / "sd1_tokenizer")
-    pictures = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-    CLIPProcessor(pictures, tokenizer).save_pretrained(folder)
-    return folder
+
+@pytest.fixture(scope="module")
+def papers_run(finished, clip_folder, tmp_path_factory):
+    """The same run measured as the paper does it, with masks of half of every frame; its folder and what it printed."""
+    folder = tmp_path_factory.mktemp("papers")
+    out, masks = shutil.copytree(finished[0], folder / "out"), folder / "masks"
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, (0, 0, 64, 32))
+    for frame in out.glob("*/*/frame_*.png"):
+        file = masks / frame.relative_to(out)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        mask.save(file)
+    done = run_quality(*finished[1].args[4:], "--out", out, "--clip", clip_folder, "--masks", masks)
+    assert done.returncode == 0, done.stderr
+    return out, done
 
 
 @torch.inference_mode()
-def test_clip_t_and_clip_i_are_the_papers(finished, clip_folder, tmp_path):
+def test_clip_t_and_clip_i_are_the_papers(papers_run, clip_folder):
     """Against the model's own parts: one text and one picture at a time, and the formula in float64."""
-    from PIL import Image
     from transformers import CLIPModel, CLIPProcessor
 
-    out = shutil.copytree(finished[0], tmp_path / "out")
-    done = run_quality(*finished[1].args[4:], "--out", out, "--clip", clip_folder)
-    assert done.returncode == 0, done.stderr
-    assert "| CLIP-T ↑ | CLIP-I ↑ |" in done.stdout and "CLIP-T is left out" not in done.stderr
+    out, done = papers_run
+    assert "| CLIP-T ↑ | CLIP-I ↑ | scene diversity ↑ | told apart ↑ |" in done.stdout
+    assert "CLIP-T is left out" not in done.stderr and "whole pictures" not in done.stderr
 
     model, processor = CLIPModel.from_pretrained(clip_folder), CLIPProcessor.from_pretrained(clip_folder)
 
     def unit(vector):
         return vector.flatten().double() / vector.flatten().double().norm()
 
+    def look(picture):
+        pixels = processor.image_processor(picture, return_tensors="pt")
+        return unit(model.visual_projection(model.vision_model(**pixels).pooler_output))
+
     prompts = ["a linocut of a grey owl reading a map", "a linocut of a grey owl flying <far> over a lake"]
-    texts, pictures = [], []
+    texts, pictures, alone, empty = [], [], [], []
     for number, prompt in enumerate(prompts, 1):
         words = processor.tokenizer(f"A photo depicts {prompt}", return_tensors="pt")
         texts.append(unit(model.text_projection(model.text_model(**words).pooler_output)))
-        frame = Image.open(out / f"000_Owl_map/ipca-42/frame_{number:02}.png")
-        pixels = processor.image_processor(frame, return_tensors="pt")
-        pictures.append(unit(model.visual_projection(model.vision_model(**pixels).pooler_output)))
-    found = json.loads((out / "000_Owl_map/ipca-42/result.json").read_text())["clip"]
+        frame = np.array(Image.open(out / f"000_Owl_map/ipca-42/frame_{number:02}.png").convert("RGB"))
+        pictures.append(look(Image.fromarray(frame)))
+        noise = np.random.default_rng(number).integers(0, 256, (64, 64, 3), np.uint8)
+        alone.append(look(Image.fromarray(np.concatenate([frame[:32], noise[32:]]))))
+        mean = np.broadcast_to(frame[32:].astype(np.float64).mean((0, 1)).round(), (32, 64, 3)).astype(np.uint8)
+        empty.append(look(Image.fromarray(np.concatenate([mean, frame[32:]]))))
+    result = json.loads((out / "000_Owl_map/ipca-42/result.json").read_text())
     wanted = [2.5 * max(0.0, float(t @ p)) for t, p in zip(texts, pictures)]
-    assert found["clip_t"] == pytest.approx(wanted, abs=1e-5) and max(wanted) > 0.01
-    assert found["clip_i"] == pytest.approx(float(pictures[0] @ pictures[1]), abs=1e-5)
+    nearest = [max(range(2), key=lambda k: float(texts[k] @ picture)) for picture in pictures]
+    assert result["clip"]["clip_t"] == pytest.approx(wanted, abs=1e-5) and max(wanted) > 0.01
+    assert result["clip"]["told_apart"] == fmean(k == n for n, k in enumerate(nearest))
+    assert result["clip_image"]["clip_i"] == pytest.approx(float(alone[0] @ alone[1]), abs=1e-5)
+    assert result["clip_image"]["scenes"] == pytest.approx(1 - float(empty[0] @ empty[1]), abs=1e-5)
     told = json.loads((out / "results.json").read_text())
     (row,) = (row for row in told["table"] if row["row"] == "ipca")
     every = [json.loads((out / f"{s}/ipca-42/result.json").read_text())["clip"] for s in ("000_Owl_map", "001_Robot")]
     assert row["values"]["clip_t"]["mean"] == pytest.approx(fmean(fmean(each["clip_t"]) for each in every))
+
+
+def test_the_page_has_the_plane_the_maps_and_the_papers_table(papers_run):
+    out, _ = papers_run
+    page = (out / "report.html").read_text()
+    assert page.count('src="data:image/png;base64,') == 3 and not re.search(r'src="(?!data:)', page)
+    for file in ("plane.png", "prompts.png", "frames.png"):
+        assert min(Image.open(out / file).size) > 300
+    row = next(line for line in page.splitlines() if "1Prompt1Story</td>" in line)
+    mean = next(r for r in json.loads((out / "results.json").read_text())["table"] if r["row"] == "ipca")["values"]
+    assert re.findall("<td>(.*?)</td>", row) == [
+        "1Prompt1Story", "SVR + IPCA", "0.8942", f"{mean['clip_t']['mean']:.4f}", "0.9117",
+        f"{mean['clip_i']['mean']:.4f}",
+    ]  # fmt: skip
+    for said in ("here 2 of two.yaml with 4", "here 64x64 in 1", "here by ViT-32/8", "with CarveKit", "/masks"):
+        assert said in page
+
+
+def test_what_is_measured_is_not_measured_again_but_by_other_masks_it_is(papers_run, finished):
+    out, _ = papers_run
+    stories = read_stories(finished[0].parent / "two.yaml")
+    jobs = jobs_of(out, stories, TWO, (42,))
+    result = json_of(jobs[0])
+    clip_, source = Path(result["clip"]["model"]), result["clip_image"]["masks"]
+    same = masks.Masks(source, lambda job: Path(source) / job.folder.relative_to(out))
+    plans = [measures.plan(kind, clip_, stories, jobs, same) for kind in ("clip_image", "features")]
+    plans += [measures.plan("clip", clip_, stories, jobs), measures.plan_texts(clip_, stories, jobs)]
+    assert [plan.tasks for plan in plans] == [[]] * 4
+    assert len(measures.plan("clip_image", clip_, stories, jobs).tasks) == 4
+    other = masks.Masks("another", same.folder)
+    assert len(measures.plan("features", clip_, stories, jobs, other).tasks) == 4
+    nowhere = masks.from_folder(out / "nowhere", out)
+    with pytest.raises(Failure, match="There is no mask .*nowhere/000_Owl_map/separate-42/frame_01.png: --masks needs"):
+        measures.plan("clip_image", clip_, stories, jobs, nowhere)
+
+
+def test_a_remover_of_the_servers_gets_every_frame_and_its_masks_are_kept(finished, server, tmp_path, monkeypatch):
+    """ComfyUI's remover needs a real model of a gigabyte; a mask of the red channel stands in its place."""
+    graph_ = masks.removal_graph("birefnet.safetensors", ["a.png", "b.png"])
+    for kind in (masks.LOADER, masks.REMOVER):
+        known = server.get(f"/object_info/{kind}")[kind]["input"]["required"]
+        assert all(node["inputs"].keys() == known.keys() for node in graph_.values() if node["class_type"] == kind)
+
+    def stand_in(name, frames):
+        graph = graph_of(name, frames)
+        return {
+            key: pair_graphs.node("ImageToMask", image=node["inputs"]["image"], channel="red")
+            if node["class_type"] == masks.REMOVER
+            else node
+            for key, node in graph.items()
+            if key != "model"
+        }
+
+    graph_of = masks.removal_graph
+    monkeypatch.setattr(masks, "removal_graph", stand_in)
+    out = shutil.copytree(finished[0], tmp_path / "out")
+    jobs = jobs_of(out, read_stories(finished[0].parent / "two.yaml"), ("ipca",), (42,))
+    made = masks.by_servers([server], "my remover.safetensors", jobs)
+    for job in jobs:
+        for frame, path in zip(masks.frames_of(job), made.of(job), strict=True):
+            assert Path(path) == job.folder / "masks_my_remover" / frame.name
+            red = np.asarray(Image.open(frame).convert("RGB"))[..., 0]
+            assert np.abs(np.asarray(Image.open(path).convert("L")).astype(int) - red).max() <= 1
+    monkeypatch.setattr(masks, "make", lambda *_: pytest.fail("they are there already"))
+    assert masks.by_servers([server], "my remover.safetensors", jobs).of(jobs[0]) == made.of(jobs[0])
+
+
+def test_a_remover_that_is_not_there_is_told_with_where_to_get_one(server):
+    with pytest.raises(Failure, match="has no background-removal model birefnet.safetensors: .*Comfy-Org/BiRefNet"):
+        masks.check_remover(server, "birefnet.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--dinov2", "/no/such"], "There is no DINOv2 model in /no/such: .*https://huggingface.co/facebook/dinov2-b"),
+        (["--clip-image", "/no/such"], "There is no CLIP model in /no/such: .*openai/clip-vit-base-patch16"),
+        (["--masks", "/no/such"], "There is no folder of masks /no/such: name one with --masks"),
+        (["--masks", "/", "--remover", "a"], "--masks and --remover exclude each other"),
+    ],
+)
+def test_what_measures_is_checked_before_anything_is_made(arguments, sentence):
+    parser = argparse.ArgumentParser()
+    quality.add_arguments(parser)
+    given = ["--server", "http://127.0.0.1:1", "--checkpoint", "a", "--stories", "b.yaml", *arguments]
+    with pytest.raises(Failure, match=sentence):
+        quality.run(parser.parse_args(given))
 
 
 def test_a_folder_without_weights_is_refused_before_anything_is_made(fast, tmp_path):
@@ -690,7 +791,7 @@ def test_a_model_that_fails_is_one_reason_and_what_was_measured_is_kept(finished
     script = tmp_path / "measure.py"
     script.write_text("""import json, sys
 json.load(sys.stdin)
-print(json.dumps({"clip_t": [0.5, 0.7], "clip_i": 0.9}), flush=True)
+print(json.dumps({"clip_t": [0.5, 0.7], "told_apart": 0.5}), flush=True)
 sys.exit("Traceback\\nValueError: it is no CLIP.")
 """)
     monkeypatch.setattr(measures, "SCRIPT", script)
@@ -698,9 +799,13 @@ sys.exit("Traceback\\nValueError: it is no CLIP.")
     stories = read_stories(finished[0].parent / "two.yaml")
     jobs = jobs_of(out, stories, ("ipca",), (42,))
     with pytest.raises(Failure, match=f"not be measured with {tmp_path}: ValueError: it is no CLIP.$"):
-        measures.add_measures(Path(sys.executable), "clip", tmp_path, None, stories, jobs)
+        measures.carry_out(Path(sys.executable), None, [measures.plan("clip", tmp_path, stories, jobs)])
     kept = [json_of(job).get("clip") for job in jobs]
-    assert kept == [{"model": str(tmp_path), "clip_t": [0.5, 0.7], "clip_i": 0.9}, None]
+    assert kept == [{"model": str(tmp_path), "clip_t": [0.5, 0.7], "told_apart": 0.5}, None]
+    assert measures.plan("clip", tmp_path, stories, jobs).tasks[0]["prompts"] == [
+        "a small robot watering a plant",
+        "a small robot painting",
+    ]
 
 
 PACKAGE = '''
@@ -718,8 +823,6 @@ def dreamsim(pretrained=True, device="cuda", cache_dir="./models"):
 
 
 def test_dreamsim_is_measured_where_its_package_and_weights_are(finished, tmp_path):
-    from PIL import Image
-
     out = shutil.copytree(finished[0], tmp_path / "out")
     (tmp_path / "packages").mkdir()
     (tmp_path / "packages" / "dreamsim.py").write_text(PACKAGE)

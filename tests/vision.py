@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from comfy.clip_vision import ClipVisionModel
+from conftest import COMFYUI
 
 CHANNELS, LAYERS = 1024, 24
 TINY = {
@@ -95,3 +96,69 @@ def write_dino(path: Path) -> None:
         weights |= pool.norm(f"{layer}.norm1") | pool.norm(f"{layer}.norm2")
         weights |= {f"{layer}.layer_scale{i}.lambda1": pool.ones[:CHANNELS] for i in (1, 2)}
     torch.save(weights, path)
+
+
+def write_clip_folder(folder: Path, positions: int = 77) -> Path:
+    """A tiny random CLIP as transformers saves it, with CLIP's own vocabulary and pictures of 32 pixels."""
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
+
+    torch.manual_seed(3)  # its pictures and texts look in one direction, so that CLIP-T is not 0
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = CLIPConfig(
+        text_config=dict(small, bos_token_id=49406, eos_token_id=49407, max_position_embeddings=positions),
+        vision_config=dict(small, image_size=32, patch_size=8),
+        projection_dim=16,
+        initializer_factor=8.0,
+    )
+    CLIPModel(config).save_pretrained(folder)
+    tokenizer = CLIPTokenizer.from_pretrained(COMFYUI / "comfy" / "sd1_tokenizer")
+    pictures = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    CLIPProcessor(pictures, tokenizer).save_pretrained(folder)
+    return folder
+
+
+def write_dino_folder(folder: Path) -> Path:
+    """A tiny random DINOv2 as transformers saves it, with pictures of 28 pixels."""
+    from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
+
+    torch.manual_seed(4)
+    config = Dinov2Config(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14)
+    Dinov2Model(config).save_pretrained(folder)
+    BitImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}).save_pretrained(folder)
+    return folder
+
+
+def write_detector_folder(folder: Path) -> Path:
+    """A tiny random Grounding DINO as transformers saves it, whose vocabulary has what it is asked for."""
+    from transformers import (
+        BertTokenizer,
+        GroundingDinoConfig,
+        GroundingDinoForObjectDetection,
+        GroundingDinoImageProcessor,
+        GroundingDinoProcessor,
+        SwinConfig,
+    )
+
+    folder.mkdir(exist_ok=True)
+    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "character", "."]))
+    ones = [1, 1, 1, 1]
+    swin = SwinConfig(image_size=64, embed_dim=8, depths=ones, num_heads=ones, window_size=2, out_indices=[2, 3, 4])
+    bert = {"model_type": "bert", "vocab_size": 1100, "num_hidden_layers": 1, "num_attention_heads": 1}
+    torch.manual_seed(0)
+    config = GroundingDinoConfig(
+        backbone_config=swin,
+        text_config={**bert, "hidden_size": 16, "intermediate_size": 16},
+        d_model=32,
+        encoder_layers=1,
+        encoder_ffn_dim=16,
+        encoder_attention_heads=2,
+        decoder_layers=2,
+        decoder_ffn_dim=16,
+        decoder_attention_heads=2,
+        num_queries=6,
+        max_text_len=16,
+    )
+    GroundingDinoForObjectDetection(config).save_pretrained(folder)
+    pictures = GroundingDinoImageProcessor(size={"shortest_edge": 96, "longest_edge": 128})
+    GroundingDinoProcessor(pictures, BertTokenizer(str(folder / "vocab.txt"))).save_pretrained(folder)
+    return folder

@@ -19,11 +19,12 @@ from . import servers, story_world
 from .graphs import PAIR_ROWS, ROWS, settable
 
 EPILOG = """\
-CLIP-T and CLIP-I are measured on this machine with the model in --clip, a folder as transformers' save_pretrained
-writes it. 1Prompt1Story's authors say of their table that they used CLIP ViT-B/32, 2.5 times the cosine, “A photo
-depicts” before each prompt, the mean over all pairs of frames for CLIP-I and DreamSim, and pictures whose background
-they had replaced by noise for these two. Here the whole picture counts: compare the rows with each other, and only
-CLIP-T's figures with theirs. Nothing is downloaded, so models have to be there.
+CLIP-T, CLIP-I, diversity and the maps are measured on this machine with models in folders as transformers'
+save_pretrained writes them. 1Prompt1Story's table is made with --stories consistory+.yaml --steps 50 --eot scale,
+--clip with CLIP ViT-B/32, --clip-image with CLIP ViT-B/16, and pictures whose background is replaced by noise for
+CLIP-I and DreamSim: --remover has the servers find the characters, --masks takes what another tool found. The report
+puts the printed figures beside those found, and says what differs. Nothing is downloaded, so models have to be there.
+docs/quality-on-servers.md says what each number means.
 """
 
 
@@ -82,7 +83,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="a CLIP or DINOv2 model of the servers (ViT-L or larger), by which they measure how alike the frames are",
     )
-    parser.add_argument("--clip", metavar="DIR", type=Path, help="a CLIP model's folder, for CLIP-T and CLIP-I")
+    parser.add_argument(
+        "--clip", metavar="DIR", type=Path, help="a CLIP model's folder, for CLIP-T, and for CLIP-I without another"
+    )
+    parser.add_argument(
+        "--clip-image", metavar="DIR", type=Path, help="another CLIP model's folder, for CLIP-I and scene diversity"
+    )
+    parser.add_argument(
+        "--dinov2",
+        metavar="DIR",
+        type=Path,
+        help="a DINOv2 model's folder, for the map of frames (default: CLIP)",
+    )
+    parser.add_argument(
+        "--remover",
+        metavar="NAME",
+        help="a background-removal model of the servers, which finds the characters for CLIP-I, DreamSim and diversity",
+    )
+    parser.add_argument(
+        "--masks",
+        metavar="DIR",
+        type=Path,
+        help="instead a folder like --out, with each frame's mask, white on black, or its character cut out",
+    )
     parser.add_argument(
         "--device", choices=("cpu", "cuda"), help="where this machine measures (default: cuda if it can)"
     )

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ...tools.results import as_given
+from . import papers
 
 PAGES = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined)
 
@@ -24,19 +25,51 @@ class Measure(NamedTuple):
 
 MEASURES = {
     "clip_t": Measure(("clip", "clip_t"), "CLIP-T", "↑"),
-    "clip_i": Measure(("clip", "clip_i"), "CLIP-I", "↑"),
+    "clip_i": Measure(("clip_image", "clip_i"), "CLIP-I", "↑"),
     "dreamsim": Measure(("dreamsim", "dreamsim"), "DreamSim", "↓"),
+    "scenes": Measure(("clip_image", "scenes"), "scene diversity", "↑"),
+    "told_apart": Measure(("clip", "told_apart"), "told apart", "↑"),
     "similarity": Measure(("similarity",), "similarity", "↑"),
     "seconds": Measure(("seconds",), "seconds", ""),
 }
 
 NOTES = {
     "clip_t": "CLIP-T: 2.5 times the cosine of each frame with its own prompt behind “A photo depicts”, not below 0.",
-    "clip_i": "CLIP-I: cosine of CLIP's image embeddings, mean over all pairs of a story's frames, whole pictures.",
-    "dreamsim": "DreamSim: distance, mean over all pairs of a story's frames, whole pictures.",
-    "similarity": "similarity: mean over all pairs, by Story Metrics on the servers with {}; CLIP-I if that is a CLIP.",
+    "clip_i": "CLIP-I: cosine of CLIP's image embeddings, mean over all pairs of a story's frames, {pictures}.",
+    "dreamsim": "DreamSim: distance, mean over all pairs of a story's frames, {pictures}.",
+    "scenes": "scene diversity: 1 less the mean cosine of the frames' backgrounds, characters painted out, over all "
+    "pairs of a story's frames. Frames that copy each other have none, however alike the character is.",
+    "told_apart": "told apart: the share of frames that are no closer to another prompt of their story than to their "
+    "own (R-precision); 1 / frames where the frames copy each other.",
+    "similarity": "similarity: mean over all pairs, by Story Metrics on the servers with {vision}; CLIP-I if that is a "
+    "CLIP.",
     "seconds": "seconds: what a server took for a board, of which it may have computed parts before.",
 }
+
+
+def notes_of(found: dict[str, Any]) -> list[str]:
+    """A sentence on each column, and on what could not be measured."""
+    settings, facts = found["settings"], found["measured"]
+    masks = facts.get("masks")
+    pictures = f"the characters alone on noise, by {masks}" if masks else "whole pictures"
+    said = [NOTES[key].format(vision=settings["clip-vision"], pictures=pictures) for key in found["measures"]]
+    if facts.get("empty_masks"):
+        said.append(f"{facts['empty_masks']} frames have an empty mask, and count in none of these.")
+    return [*said, "± is the standard error over stories. Bold is the best mean."]
+
+
+def facts_of(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What measured: the names of the CLIP models, where the masks are from, and how many show nothing."""
+    facts: dict[str, Any] = {}
+    for result in results:
+        for kind in ("clip", "clip_image"):
+            if name := result.get(kind, {}).get("name"):
+                facts[kind] = name
+        if source := result.get("clip_image", result.get("dreamsim", {})).get("masks"):
+            facts["masks"] = source
+    if empty := sum(result.get("clip_image", {}).get("empty_masks", 0) for result in results):
+        facts["empty_masks"] = empty
+    return facts
 
 
 def collect(
@@ -52,8 +85,8 @@ def collect(
     and `errors` (story, row, seed, sentence).
     """
     made: list[dict[str, Any]] = []
-    for story, row, seed, folder in boards:
-        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    results = [json.loads((folder / "result.json").read_text(encoding="utf-8")) for _, _, _, folder in boards]
+    for (story, row, seed, folder), result in zip(boards, results):
         measures = {key: value for key in MEASURES if (value := value_of(result, key)) is not None}
         made.append(
             {
@@ -68,6 +101,7 @@ def collect(
     return {
         "settings": settings,
         "measures": present,
+        "measured": facts_of(results),
         "table": [
             {"row": name, "title": title, **row_of([b for b in made if b["row"] == name], present)}
             for name, title in rows.items()
@@ -151,7 +185,6 @@ def page_parts(out: Path, found: dict[str, Any]) -> Iterator[str]:
     head, *lines = cells(found)
     marks = [[False, False, *(best.get(key) == row["row"] for key in found["measures"])] for row in found["table"]]
     titles = {row["row"]: row["title"] for row in found["table"]}
-    notes = [NOTES[key].format(settings["clip-vision"]) for key in found["measures"]]
 
     def caption_of(board: dict[str, Any]) -> str:
         values = (f", {MEASURES[key].title} {amount(value, None, key)}" for key, value in board["measures"].items())
@@ -165,7 +198,13 @@ def page_parts(out: Path, found: dict[str, Any]) -> Iterator[str]:
         facts=", ".join(f"{name} {as_given(value)}" for name, value in settings.items() if value is not None),
         head=head,
         lines=[[*zip(line, bold)] for line, bold in zip(lines, marks)],
-        notes=[*notes, "± is the standard error over stories. Bold is the best mean."],
+        notes=notes_of(found),
+        figures=[
+            {**each, "picture": base64.b64encode((out / each["file"]).read_bytes()).decode()}
+            for each in found["figures"]
+        ],
+        papers=papers.lines(found),
+        differences=papers.differences(found),
         errors=found["errors"],
         stories=found["stories"],
         caption_of=caption_of,

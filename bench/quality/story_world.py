@@ -20,12 +20,17 @@ from ...tools.results import keep_settings
 from .boards import make
 from .graphs import PAIR_ROWS, ROWS
 from .jobs import DIGESTS, Job, jobs_of, settings_of, without_digests
-from .world_plot import plot
+from .plane import plot
 
 SCRIPT = Path(__file__).with_name("world_table.py")
 STORIES, SEEDS, STEPS = 60, (1, 2, 3), 16
 HELD_OUT = 2000
 """Rendered pictures that the probe is tested on."""
+AXES = {
+    "stories": {"scene": "scenes as asked", "apart": "identity agreement in two scenes"},
+    "pairs": {"scene": "scenes as asked", "place": "as said, at its side"},
+}
+"""The picture's measures, across and up: frames that copy each other have few of their scenes, and no two."""
 REPORT = "table.md", "results.json", "table.png"
 
 
@@ -71,8 +76,8 @@ def run(args: argparse.Namespace) -> int:
     done = subprocess.run([this.python, SCRIPT, "measure"], input=json.dumps(task), text=True)
     if done.returncode:
         raise Failure("The pictures could not be measured: see the message above.")
-    axes = ("scene", "place") if args.pairs else ("fidelity", "agreement")
-    plot(json.loads((out / "results.json").read_text(encoding="utf-8")), out / "table.png", *axes)
+    rows = json.loads((out / "results.json").read_text(encoding="utf-8"))["rows"]
+    plot({"columns": AXES[kind], "rows": rows}, out / "table.png", *AXES[kind])
     host.say("\n".join(str(out / name) for name in REPORT))
     return 1 if errors else 0
 

@@ -1,7 +1,11 @@
-"""Measure the pack: `bench speed` its pieces against other ways to compute the same, `bench quality` the stories."""
+"""Measure the pack: `bench speed` its pieces against other ways to compute the same, `bench quality` the stories.
+
+`bench actors` measures how many machines one `run.py make --ray` keeps busy.
+"""
 
 import argparse
 
+from .actors import command as actors
 from .quality import command as quality
 from .speed import command as speed
 
@@ -9,6 +13,7 @@ from .speed import command as speed
 SUITES = {
     "speed": (speed, "how fast the pack's pieces are"),
     "quality": (quality, "how well stories keep character and prompts"),
+    "actors": (actors, "how many actors of a Ray one driver keeps busy"),
 }
 
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import uuid
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -217,6 +218,28 @@ def test_a_checkpoint_arrives_in_pieces_and_is_there_once_whole(station, tmp_pat
         actor.receive("x.safetensors", at, content[at : at + 100], 250)
     assert actor.has("x.safetensors", 250) and not actor.has("x.safetensors", 251)
     assert [file.read_bytes() for file in (tmp_path / "checkpoints").iterdir()] == [content]
+
+
+def test_a_checkpoint_is_sent_where_it_is_missing_and_once_for_a_machine(tmp_path, monkeypatch, capsys):
+    """Ray's calls are done at once. Both actors looked for the file before one of them got it."""
+    monkeypatch.setattr(ray, "wait", lambda refs, **_: (refs, []))
+    monkeypatch.setattr(ray, "get", lambda ref: ref)
+    monkeypatch.setattr(cluster, "PIECE", 100)
+    monkeypatch.setattr(ray_actor, "CHECKPOINTS", tmp_path / "there")
+    file = tmp_path / "x.safetensors"
+    file.write_bytes(bytes(range(250)))
+
+    def actor(number, *sends):
+        inside, answers = ray_actor.Station([]), iter([{"missing": "There is no checkpoint."}, {"defaults": {}}])
+        calls = {"ready": lambda: ("gpu2", next(answers)), "has": inside.has, "receive": inside.receive}
+        handle = SimpleNamespace(**{name: SimpleNamespace(remote=call) for name, call in calls.items()})
+        return cluster.Actor(number, handle, *sends)
+
+    assert actor(1, file).ready() == {} == actor(2, file).ready()
+    assert (tmp_path / "there" / file.name).read_bytes() == file.read_bytes()
+    assert capsys.readouterr().err.count("Sending x.safetensors (0.0 GB) to gpu2 ...") == 1
+    with pytest.raises(Failure, match="^actor 3 on gpu2 has no ComfyUI: There is no checkpoint.$"):
+        actor(3).ready()
 
 
 @pytest.mark.parametrize(

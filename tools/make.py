@@ -210,12 +210,15 @@ def fitted(workflow: Workflow, defaults: dict[str, Any], given: dict[str, Any], 
 
 def ray_engine(address: str) -> ModuleType:
     """The module cluster.py, once the tools' environment has Ray. Raises `Failure` when it can't be installed."""
-    wanted = host.TOOLS / "requirements-ray.txt"
-    provide(host.HOST / "venv", "ray", host.digest(wanted), "Installing Ray (80 MB) ...", wanted)
+    name = "ray-client" if address.startswith("ray://") else "ray"
+    wanted = host.TOOLS / f"requirements-{name}.txt"
+    provide(host.HOST / "venv", name, host.digest(wanted), "Installing Ray (80 MB) ...", wanted)
     importlib.invalidate_caches()
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     if address == "local":
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # on Linux too: it listens on the loopback address only
+    elif (Path.home() / ".ray" / "auth_token").is_file():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # as a `ray start` beside that file does
     return importlib.import_module(".cluster", __package__)
 
 

@@ -16,13 +16,14 @@ import signal
 from onestory.tools import environment
 from onestory.tools.failure import Failure
 
-# name: the module that has the verb's `add_arguments(parser)` and `run(args)`, what it does
+# name: the module that has the verb's `add_arguments(parser)` and `run(args)`, what it does; "" is not for people
 VERBS = {
     "demo": ("tools.demo", "make a story's frames and board with ComfyUI"),
     "make": ("tools.make", "draw every story of a file by a workflow"),
     "test": ("tools.check", "run every check and test"),
     "bench": ("bench.command", "measure how fast the pack is"),
     "matrix": ("tools.matrix", "try the pack on every ComfyUI version"),
+    "station": ("tools.station", ""),
 }
 
 
@@ -60,7 +61,7 @@ def run(words: list[str]) -> int:
     parser = Parser(prog="run.py", description=__doc__)
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     for name, (module_name, purpose) in VERBS.items():
-        verb = verbs.add_parser(name, help=purpose)
+        verb = verbs.add_parser(name, help=purpose) if purpose else verbs.add_parser(name)
         if name in words[:1]:
             environment.enter(__file__)
             module = importlib.import_module(f"onestory.{module_name}")

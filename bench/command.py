@@ -1,10 +1,12 @@
 """Measure the pack: `bench speed` its pieces against other ways to compute the same, `bench quality` the stories.
 
 `bench vistory` draws a public benchmark's stories with their casts.
+`bench actors` measures how many machines one `run.py make --ray` keeps busy.
 """
 
 import argparse
 
+from .actors import command as actors
 from .quality import command as quality
 from .speed import command as speed
 from .vistory import command as vistory
@@ -14,6 +16,7 @@ SUITES = {
     "speed": (speed, "how fast the pack's pieces are"),
     "quality": (quality, "how well stories keep character and prompts"),
     "vistory": (vistory, "ViStoryBench: characters from pictures, many shots"),
+    "actors": (actors, "how many actors of a Ray one driver keeps busy"),
 }
 
 

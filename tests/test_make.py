@@ -74,7 +74,9 @@ def test_a_story_that_a_node_refuses_is_told_and_does_not_stop_the_others(draw, 
     done = draw(out, "--steps", 1, "--set", "OneStoryPrompt.window=1", "OneStoryLatent.noise_ids=1,2,3")
     assert done.returncode == 1 and (out / "001_Robot" / "seed" / "board_01.png").is_file()
     assert "1 of 2 drawings are missing, and tried again in the next run." in done.stderr
-    [sentence] = [line for line in done.stderr.splitlines() if line.startswith("Not drawn, seed: Owl & map: ")]
+    [sentence] = [
+        line for line in done.stderr.splitlines() if line.startswith("Not drawn, the workflow's seed: Owl & map: ")
+    ]
     assert "3" in sentence and sentence.split("Owl & map: ")[1][:20] in (out / "index.html").read_text()
     done = draw(out, "--steps", 2)
     assert done.returncode == 1 and "holds results of --steps 1, not 2: choose another --out" in done.stderr

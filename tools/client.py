@@ -314,6 +314,16 @@ class Messages:
         self.socket.shutdown()
 
 
+def saved_files(output: dict[str, Any]) -> list[dict[str, str]]:
+    """The files that an output node saved for good, by what names them to the server."""
+    entries = [entry for value in output.values() if isinstance(value, list) for entry in value]
+    return [
+        {name: entry[name] for name in ("filename", "subfolder", "type") if name in entry}
+        for entry in entries
+        if isinstance(entry, dict) and entry.get("type") == "output" and "filename" in entry
+    ]
+
+
 def images(outputs: dict[str, dict], node_ids: Iterable[str]) -> list[dict]:
     """The images that some output nodes saved, in their order."""
     return [image for node_id in node_ids for image in outputs.get(node_id, {}).get("images", [])]

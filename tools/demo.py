@@ -166,17 +166,25 @@ def new_folder(folder: Path) -> Iterator[None]:
 
 
 class Place(NamedTuple):
-    """A server that has the checkpoint, and the settings that suit both; ComfyUI and file where it is ours to know."""
+    """A server that has the checkpoint, and the settings that suit both.
+
+    ComfyUI, the checkpoint's file, and the folder that ComfyUI writes into, where it is ours to know.
+    """
 
     url: str
     defaults: dict[str, Any]
     comfyui: host.Host | None = None
     checkpoint: Path | None = None
+    folder: Path | None = None
+
+
+class NoCheckpoint(Failure):
+    """A checkpoint is in none of the places where it is looked for."""
 
 
 @contextmanager
-def serving(args: argparse.Namespace) -> Iterator[Place]:
-    """A running server with the checkpoint."""
+def serving(args: argparse.Namespace, **how: Any) -> Iterator[Place]:
+    """A running server with the checkpoint; one that is started runs so, by `host.running`'s arguments."""
     if args.server:
         yield Place(args.server, {"checkpoint": args.checkpoint} if args.checkpoint else {})
         return
@@ -193,8 +201,8 @@ def serving(args: argparse.Namespace) -> Iterator[Place]:
     with host.run_folder() as folder:
         name = listed_name(checkpoint, this)
         models = None if name else models_folder(checkpoint, folder / "checkpoints")
-        with host.running(this, folder, models, log=LOG) as url:
-            yield Place(url, {"checkpoint": name or checkpoint.name, **defaults}, this, checkpoint)
+        with host.running(this, folder, models, **{"log": LOG, **how}) as url:
+            yield Place(url, {"checkpoint": name or checkpoint.name, **defaults}, this, checkpoint, folder)
 
 
 def find_checkpoint(name: str, this: host.Host | None) -> Path:
@@ -205,7 +213,7 @@ def find_checkpoint(name: str, this: host.Host | None) -> Path:
     for path in paths:
         if path.is_file():
             return path
-    raise Failure(
+    raise NoCheckpoint(
         f"There is no checkpoint {' or '.join(map(str, paths))}: give another path, or put it in one of these places."
     )
 

@@ -17,7 +17,8 @@ from pathlib import Path
 from .failure import Failure
 
 ROOT = Path(__file__).resolve().parents[1]
-HOST = ROOT / ".host"
+HOST = Path(os.environ.get("ONESTORY_HOST") or ROOT / ".host").expanduser()
+"""Where all that is set up lies; the variable is for machines that get the code anew each time (tools/cluster.py)."""
 TOOLS = ROOT / "tools"
 REQUIREMENTS = TOOLS / "requirements-tools.txt"
 

@@ -44,6 +44,8 @@ from .progress import show
 WORLD = ROOT / "world" / "story_world.safetensors"
 WORLD_CHECKPOINT = "onestory_world.safetensors"
 PACK = "onestory"
+PRIVATE_PACK = "onestory_of_one_run"
+"""Another name than an installed copy of the pack has, so that a run can have its own copy alone."""
 
 START_SECONDS = 300
 STOP_SECONDS = 5
@@ -294,6 +296,14 @@ def link_folder(link: Path, folder: Path) -> None:
         link.symlink_to(folder)
 
 
+def link_privately(folder: Path, root: Path = ROOT) -> str:
+    """Make the pack the one custom node in a run's own folder; returns its name there."""
+    link = folder / "custom_nodes" / PRIVATE_PACK
+    link.parent.mkdir()
+    link_folder(link, root)
+    return PRIVATE_PACK
+
+
 def random_checkpoint(host: Host, folder: Path = HOST) -> Path:
     """The random checkpoint's file; written first when it is missing or an older version's."""
     script = TOOLS / "random_checkpoint.py"
@@ -380,15 +390,17 @@ def running(
     log: Path | None = None,
     more: Sequence[str] = (),
     threads: int | None = None,
+    private: bool = False,
 ) -> Iterator[str]:
     """Run the host headless on a free loopback port; gives its URL and stops it however the block ends.
 
     All that the server writes goes below `folder`. `models` is a folder of checkpoints to see beside the host's own.
     `cpu` None means: when the host's torch finds no GPU. `log` is `folder/comfyui.log` unless given. `more` are further
-    arguments for ComfyUI. `threads` is how many of the CPU's it computes with; None leaves that to torch.
+    arguments for ComfyUI. `threads` is how many of the CPU's it computes with; None leaves that to torch. `private`:
+    only this run sees the pack, and the host's folder is not written into.
     """
     show("Starting ComfyUI ...")
-    name = link_pack(host)
+    name = link_privately(folder) if private else link_pack(host)
     url, log = f"http://127.0.0.1:{free_port()}", log or folder / "comfyui.log"
     arguments = [*server_arguments(host, folder, name, models, cpu), *more, "--port", url.rpartition(":")[2]]
     with open(log, "wb") as file:
@@ -417,9 +429,11 @@ def server_arguments(host: Host, folder: Path, name: str, models: Path | None, c
         (folder / kind).mkdir(parents=True, exist_ok=True)
         arguments += [f"--{kind}-directory", str(folder / kind)]
     arguments += ["--database-url", f"sqlite:///{folder / 'comfyui.db'}"]
-    if models:
-        config = folder / "models.yaml"
-        paths = {"onestory": {"checkpoints": str(models), "is_default": True}}
+    paths: dict[str, dict] = {"onestory": {"checkpoints": str(models), "is_default": True}} if models else {}
+    if name == PRIVATE_PACK:
+        paths["pack"] = {"custom_nodes": str(folder / "custom_nodes")}
+    if paths:
+        config = folder / "paths.yaml"
         config.write_text(json.dumps(paths, ensure_ascii=False), encoding="utf-8")
         arguments += ["--extra-model-paths-config", str(config)]
     if not has_gpu(host) if cpu is None else cpu:

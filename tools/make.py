@@ -1,28 +1,34 @@
 """Draw every story of a file by one workflow: frames, boards, and a page that shows them all.
 
 A story is drawn once for each seed. What is in --out is not drawn again, so the run may be interrupted and run again,
-and more stories and seeds can be added to it later. Several servers share the stories.
+and more stories and seeds can be added to it later. Several servers share the stories, or with --ray the machines and
+GPUs of a Ray cluster.
 """
 
 import argparse
 import copy
+import importlib
 import json
+import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ..story.files import StoryText
 from . import host
-from .client import Client, Workflow, clients_of
+from .client import Client, Workflow, clients_of, saved_files
 from .demo import WORKFLOW, check_server, fill_in, read_all_stories, serving, size, slug, whole
+from .environment import provide
 from .failure import Failure
-from .pool import Maker
+from .pool import Maker, Server
 from .results import RESULT, digest, keep_settings, write_json
 
 DIGESTS = {"workflow": "another workflow"}
@@ -49,6 +55,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="URL",
         action="append",
         help="a running ComfyUI with the pack; may be given several times (default: one is started)",
+    )
+    parser.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        nargs="?",
+        const="local",
+        help="start a ComfyUI on each GPU of the Ray cluster at this address, such as auto or ray://host:10001; "
+        "without one on this machine's, or its CPU",
+    )
+    parser.add_argument("--actors", metavar="N", type=whole(1, 10000), help="with --ray, so many ComfyUIs")
+    parser.add_argument(
+        "--cpus", metavar="N", type=whole(1, 1024), help="with --ray, draw on CPUs, each ComfyUI on N cores"
     )
     parser.add_argument("--comfyui", metavar="PATH", help="start the ComfyUI in this folder (default: COMFYUI_PATH)")
     parser.add_argument(
@@ -84,7 +102,7 @@ class Drawing:
 
     @property
     def what(self) -> str:
-        return seed_name(self.seed).replace("-", " ")
+        return "the workflow's seed" if self.seed is None else f"seed {self.seed}"
 
     @property
     def made(self) -> bool:
@@ -100,7 +118,7 @@ class Drawing:
     def graph(self) -> Workflow:
         return with_seed(with_story(self.workflow, self.story), self.seed)
 
-    def keep(self, server: Client, outputs: dict[str, dict[str, Any]], seconds: float) -> None:
+    def keep(self, server: Server, outputs: dict[str, dict[str, Any]], seconds: float) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         files = []
         for name, saved in named_files(self.workflow, outputs):
@@ -112,6 +130,7 @@ class Drawing:
 
 def run(args: argparse.Namespace) -> int:
     """Draw what is missing, and write the page. Returns 1 when a story could not be drawn."""
+    check_arguments(args)
     stories = read_all_stories(args.stories)[: args.limit]
     workflow, name = read_workflow(args.workflow)
     given = {key: vars(args)[key] for key in ("checkpoint", "steps", "size") if vars(args)[key] is not None}
@@ -126,10 +145,12 @@ def run(args: argparse.Namespace) -> int:
     groups = drawings(out, stories, args.seeds or [None])
     errors: dict[Drawing, str] = {}
     try:
-        if any(not drawing.made for group in groups for drawing in group):
-            with clients(args, workflow, given) as (servers, ready):
-                groups = [[replace(drawing, workflow=ready) for drawing in group] for group in groups]
-                errors = Maker(servers, groups, lambda server: check_server(server, ready, False), "drawings").run()
+        missing = sum(not drawing.made for group in groups for drawing in group)
+        if missing:
+            with studio(args, workflow, given, missing) as place:
+                groups = [[replace(drawing, workflow=place.workflow) for drawing in group] for group in groups]
+                tasks = [[drawing] for group in groups for drawing in group] if args.ray else groups
+                errors = Maker(place.servers, tasks, place.check, "drawings", started=not args.ray).run()
     finally:
         page = write_page(out, f"{args.stories.name} by {name}", groups, errors)
     for drawing, why in errors.items():
@@ -140,24 +161,74 @@ def run(args: argparse.Namespace) -> int:
     return 1 if errors else 0
 
 
+class Studio(NamedTuple):
+    """Servers that draw a workflow, which has what was given for it, or what suits a checkpoint that is ours.
+
+    `check` raises `Failure` for a server that can't draw it.
+    """
+
+    servers: Sequence[Any]
+    workflow: Workflow
+    check: Callable[[Any], None]
+
+
 @contextmanager
-def clients(
-    args: argparse.Namespace, workflow: Workflow, given: dict[str, Any]
-) -> Iterator[tuple[list[Client], Workflow]]:
-    """The servers that draw, and the workflow with what was given for it, or what suits a checkpoint on our own."""
-    if args.server and args.comfyui:
-        raise Failure("--server and --comfyui exclude each other: name the running ComfyUIs, or the one to start.")
-    if args.server:
+def studio(args: argparse.Namespace, workflow: Workflow, given: dict[str, Any], drawings: int) -> Iterator[Studio]:
+    """The servers for so many drawings, as the arguments say."""
+    if args.ray:
+        with ray_engine(args.ray).actors(args, drawings) as (actors, defaults):
+            check = partial(check_actor, name=defaults["checkpoint"])
+            yield Studio(actors, fitted(workflow, defaults, given, args.set), check)
+    elif args.server:
         ready = with_values(fill_in(workflow, None, given), args.set)
         servers = clients_of(args.server)
         for server in servers:
             check_server(server, ready, False)
-        yield servers, ready
-        return
-    with serving(argparse.Namespace(**{**vars(args), "server": None})) as place:
-        defaults = {key: value for key, value in place.defaults.items() if key != "seed"}
-        found = given | {"checkpoint": defaults["checkpoint"]}
-        yield [Client(place.url)], with_values(fill_in(workflow, None, defaults | found), args.set)
+        yield Studio(servers, ready, partial(check_server, workflow=ready, ours=False))
+    else:
+        with serving(argparse.Namespace(**{**vars(args), "server": None})) as place:
+            ready = fitted(workflow, place.defaults, given, args.set)
+            yield Studio([Client(place.url)], ready, partial(check_server, workflow=ready, ours=True))
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Raise `Failure` unless the arguments name one place to draw in."""
+    if args.server and args.comfyui:
+        raise Failure("--server and --comfyui exclude each other: name the running ComfyUIs, or the one to start.")
+    if args.server and args.ray:
+        raise Failure("--server and --ray exclude each other: name the running ComfyUIs, or let Ray start some.")
+    for name in ("actors", "cpus"):
+        if vars(args)[name] and not args.ray:
+            raise Failure(f"--{name} is for --ray: add that, or leave --{name} out.")
+
+
+def fitted(workflow: Workflow, defaults: dict[str, Any], given: dict[str, Any], changes: Sequence[str]) -> Workflow:
+    """The workflow with a checkpoint of ours, what was given, and what suits the checkpoint elsewhere."""
+    suits = {key: value for key, value in defaults.items() if key != "seed"}
+    return with_values(fill_in(workflow, None, suits | given | {"checkpoint": defaults["checkpoint"]}), changes)
+
+
+def ray_engine(address: str) -> ModuleType:
+    """The module cluster.py, once the tools' environment has Ray. Raises `Failure` when it can't be installed."""
+    name = "ray-client" if address.startswith("ray://") else "ray"
+    wanted = host.TOOLS / f"requirements-{name}.txt"
+    provide(host.HOST / "venv", name, host.digest(wanted), "Installing Ray (80 MB) ...", wanted)
+    importlib.invalidate_caches()
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    if address == "local":
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # on Linux too: it listens on the loopback address only
+    elif (Path.home() / ".ray" / "auth_token").is_file():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # as a `ray start` beside that file does
+    return importlib.import_module(".cluster", __package__)
+
+
+def check_actor(actor: Any, name: str) -> None:
+    """Raise `Failure` unless the actor is ready, with the checkpoint under the name that the workflow has."""
+    found = actor.ready()["checkpoint"]
+    if found != name:
+        raise Failure(
+            f"{actor.url} has the checkpoint as {found}, others as {name}: put it in one place on all machines."
+        )
 
 
 def read_workflow(name: str) -> tuple[Workflow, str]:
@@ -267,14 +338,11 @@ def named_files(workflow: Workflow, outputs: dict[str, dict[str, Any]]) -> list[
     found: dict[str, list[tuple[str, dict[str, str]]]] = {}
     for key, node in workflow.items():
         stem = slug(str(node["inputs"].get("filename_prefix", node["class_type"])).rpartition("/")[2]) or key
-        for entries in outputs.get(key, {}).values():
-            for entry in entries if isinstance(entries, list) else []:
-                if isinstance(entry, dict) and entry.get("type") == "output" and "filename" in entry:
-                    saved = {name: entry[name] for name in ("filename", "subfolder", "type") if name in entry}
-                    suffix = Path(entry["filename"]).suffix
-                    same = found.setdefault(f"{stem}{suffix}", [])
-                    if saved not in [other for _, other in same]:
-                        same.append((f"{stem}_{len(same) + 1:02}{suffix}", saved))
+        for saved in saved_files(outputs.get(key, {})):
+            suffix = Path(saved["filename"]).suffix
+            same = found.setdefault(f"{stem}{suffix}", [])
+            if saved not in [other for _, other in same]:
+                same.append((f"{stem}_{len(same) + 1:02}{suffix}", saved))
     return [(name, saved) for same in found.values() for name, saved in same]
 
 

@@ -1,20 +1,22 @@
-"""Makes works, such as a story in several ways, on several ComfyUI servers at once.
+"""Makes works, such as a story in several ways, on several ComfyUI servers at once, or on the actors of a Ray.
 
 Each server makes a whole group of works, then takes the next one; one that fails is tried again after a pause.
 """
 
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from . import host
-from .client import Client, Workflow, WorkflowError
+from .client import Progress, Workflow, WorkflowError
 from .failure import Failure
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
+LOSSES = 3
+"""So many servers that end while they make a work are blamed on the work."""
 
 
 @dataclass
@@ -28,6 +30,21 @@ class Outage:
 
 class Stopped(Exception):
     """The run is over, so this server's workflow is taken off."""
+
+
+class Lost(Failure):
+    """A server ended while it made a work, perhaps because of it."""
+
+
+class Server(Protocol):
+    """What runs workflows: `client.Client`, or `cluster.Actor`. `url` is its address, or its name for people."""
+
+    url: str
+
+    def run(self, workflow: Workflow, progress: Progress | None = None) -> dict[str, dict]:
+        """As `Client.run`; raises `Lost` where the server may have ended because of the workflow."""
+
+    def download(self, image: dict) -> bytes: ...
 
 
 class Work(Protocol):
@@ -45,14 +62,15 @@ class Work(Protocol):
 
     def graph(self) -> Workflow: ...
 
-    def keep(self, server: Client, outputs: dict[str, dict[str, Any]], seconds: float) -> None:
+    def keep(self, server: Server, outputs: dict[str, dict[str, Any]], seconds: float) -> None:
         """Fetch and keep what the workflow gave, after so many seconds. Raises `Failure`."""
 
 
 W = TypeVar("W", bound=Work)
+S = TypeVar("S", bound=Server)
 
 
-class Maker(Generic[W]):
+class Maker(Generic[S, W]):
     """Makes the works that are missing, a thread for each server.
 
     A server that fails puts its group back into the queue and is tried again after a pause, which doubles until it has
@@ -61,22 +79,27 @@ class Maker(Generic[W]):
 
     def __init__(
         self,
-        servers: Sequence[Client],
+        servers: Sequence[S],
         groups: Sequence[Sequence[W]],
-        check: Callable[[Client], None],
+        check: Callable[[S], None],
         of: str = "boards",
         patience: float = 600,
+        started: bool = True,
     ):
-        """`check` raises `Failure` for a server that can't make them; `of` is what people call the works."""
-        self.servers, self.check, self.of, self.patience = servers, check, of, patience
+        """`check` raises `Failure` for a server that can't make them; `of` is what people call the works.
+
+        Servers that are not `started` yet get work once they pass it.
+        """
+        self.servers, self.check, self.of, self.patience, self.started = servers, check, of, patience, started
         missing = [[work for work in group if not work.made] for group in groups]
         self.todo = deque(group for group in missing if group)
         self.total, self.tried = sum(map(len, groups)), 0
         self.made = self.total - sum(map(len, missing))
-        self.busy = self.serving = 0
+        self.busy = 0
         self.errors: dict[W, str] = {}
-        self.outages: dict[Client, Outage] = {}
-        self.gone: dict[Client, Failure] = {}
+        self.losses: Counter[W] = Counter()
+        self.outages: dict[S, Outage] = {}
+        self.gone: dict[S, Failure] = {}
         self.broken: list[BaseException] = []
         self.changed = threading.Condition()
         self.stop = threading.Event()
@@ -85,11 +108,10 @@ class Maker(Generic[W]):
         """Make everything; returns the nodes' complaints. Raises `Failure` when all servers are gone."""
         if self.made:
             host.say(f"{self.made} of {self.total} {self.of} are there already.")
-        self.started = time.monotonic()
+        self.began = time.monotonic()
         try:
             for server in self.servers:
-                self.serving += 1
-                threading.Thread(target=self.serve, args=(server,)).start()
+                threading.Thread(target=self.serve, args=(server,), daemon=True).start()
             self.wait()
         except BaseException:
             self.halt()
@@ -106,9 +128,9 @@ class Maker(Generic[W]):
         return self.errors
 
     def wait(self) -> None:
-        """Return when every server is through. A thread's own join would lose count of it at Ctrl-C (bpo-45274)."""
+        """Return when no server makes anything, and none will. One that is only being checked is not waited for."""
         with self.changed:
-            while self.serving:
+            while self.busy or not self.over():
                 self.changed.wait(0.5)
 
     def halt(self) -> None:
@@ -117,9 +139,13 @@ class Maker(Generic[W]):
         with self.changed:
             self.changed.notify_all()
 
-    def serve(self, server: Client) -> None:
+    def serve(self, server: S) -> None:
         """Make group after group on one server, until nothing is left or all servers are gone."""
         try:
+            if not self.started:
+                self.outages[server] = Outage(time.monotonic(), 0)
+                self.wait_for(server, Failure(f"{server.url} has not started."))
+                self.outages.pop(server)
             while group := self.take():
                 left = deque(group)
                 failed: Failure | None = None
@@ -128,9 +154,11 @@ class Maker(Generic[W]):
                         self.make(server, left[0])
                         left.popleft()
                         self.works(server)
-                    self.say(group[0], server)
+                    self.say(group, server)
                 except Failure as failure:
                     failed = failure
+                    if isinstance(failure, Lost) and self.is_to_blame(left[0], failure):
+                        left.popleft()
                 finally:
                     with self.changed:
                         self.busy -= 1
@@ -138,17 +166,17 @@ class Maker(Generic[W]):
                             self.todo.append(list(left))
                         self.changed.notify_all()
                 if failed:
-                    self.wait_for(server, group[0], failed)
+                    if server not in self.outages:
+                        self.outages[server] = Outage(time.monotonic(), FIRST_PAUSE)
+                        back = f"“{left[0].title}” goes back into the queue, and " if left else ""
+                        self.tell(f"{failed} {back}{server.url} is tried again.")
+                    self.wait_for(server, failed)
         except Stopped:
             pass
         except OSError as error:
             self.fail(Failure(f"The results cannot be kept: {error}."))
         except BaseException as error:
             self.fail(error)
-        finally:
-            with self.changed:
-                self.serving -= 1
-                self.changed.notify_all()
 
     def fail(self, error: BaseException) -> None:
         self.broken.append(error)
@@ -167,12 +195,16 @@ class Maker(Generic[W]):
             self.busy += 1
             return self.todo.popleft()
 
-    def wait_for(self, server: Client, work: W, failure: Failure) -> None:
-        """Return when a server that failed is to be tried with another group, or at the end."""
-        outage = self.outages.get(server)
-        if not outage:
-            outage = self.outages[server] = Outage(time.monotonic(), FIRST_PAUSE)
-            self.tell(f"{failure} “{work.title}” goes back into the queue, and {server.url} is tried again.")
+    def is_to_blame(self, work: W, lost: Lost) -> bool:
+        """Whether a work has cost so many servers that it is an error of its own."""
+        self.losses[work] += 1
+        if self.losses[work] == LOSSES:
+            self.refuse(work, f"{lost} So ended {LOSSES} attempts.")
+        return self.losses[work] == LOSSES
+
+    def wait_for(self, server: S, failure: Failure) -> None:
+        """Return when a server in an outage is to be tried with another group, or at the end."""
+        outage = self.outages[server]
         while True:
             with self.changed:
                 if time.monotonic() - outage.since >= self.patience:
@@ -185,7 +217,7 @@ class Maker(Generic[W]):
                 self.changed.wait_for(self.over, outage.pause)
                 if self.over():
                     return
-            outage.pause = min(2 * outage.pause, LONGEST_PAUSE)
+            outage.pause = min(2 * outage.pause or FIRST_PAUSE, LONGEST_PAUSE)
             try:
                 self.check(server)
             except Failure as found:
@@ -195,12 +227,12 @@ class Maker(Generic[W]):
                 self.gone.pop(server, None)
             return
 
-    def works(self, server: Client) -> None:
+    def works(self, server: S) -> None:
         """Take note that a server has made something."""
         if self.outages.pop(server, None):
             self.tell(f"{server.url} works again.")
 
-    def make(self, server: Client, work: W) -> None:
+    def make(self, server: S, work: W) -> None:
         """Make one work on a server, and keep it; a node's complaint is noted. Raises `Failure`."""
 
         def progress(kind: str, data: dict) -> None:
@@ -209,16 +241,22 @@ class Maker(Generic[W]):
             if kind == "progress" and data["max"]:
                 self.show(f"{work.title}, {work.what} {data['value']}/{data['max']}")
 
+        self.show(f"{work.title}, {work.what}")
         started = time.monotonic()
         try:
             outputs = server.run(work.graph(), progress)
         except WorkflowError as error:
-            self.errors[work] = f"{work.title}: {error}"
-            self.tried += 1
+            self.refuse(work, str(error))
             return
         work.keep(server, outputs, time.monotonic() - started)
         with self.changed:
             self.made += 1
+            self.tried += 1
+
+    def refuse(self, work: W, why: str) -> None:
+        """Take note that a work can't be made."""
+        with self.changed:
+            self.errors[work] = f"{work.title}: {why}"
             self.tried += 1
 
     def show(self, what: str) -> None:
@@ -228,12 +266,14 @@ class Maker(Generic[W]):
         host.show("")
         host.say(sentence)
 
-    def say(self, work: W, server: Client) -> None:
-        self.tell(f"{self.made}/{self.total} {self.of}{self.remaining()}: {work.title} is done at {server.url}")
+    def say(self, group: Sequence[W], server: S) -> None:
+        what = f" ({group[0].what})" if len(group) == 1 else ""
+        name = f"{group[0].title}{what}"
+        self.tell(f"{self.made}/{self.total} {self.of}{self.remaining()}: {name} is done at {server.url}")
 
     def remaining(self) -> str:
         """How long it will take from here, as text; nothing before the first work."""
         if not self.tried:
             return ""
-        left = (time.monotonic() - self.started) / self.tried * (self.total - self.made - len(self.errors))
+        left = (time.monotonic() - self.began) / self.tried * (self.total - self.made - len(self.errors))
         return f", {left / 60:.0f} min left" if left >= 90 else f", {left:.0f} s left"

@@ -9,7 +9,7 @@ from ...story.files import StoryText
 from ...tools.client import Client, Workflow, images
 from ...tools.demo import check_server, fill_in
 from ...tools.failure import Failure
-from ...tools.pool import Maker
+from ...tools.pool import Maker, Server
 from ...tools.results import RESULT, write_json
 from .graphs import PAIR_ROWS, ROWS, TEMPLATE, story_graph
 from .jobs import Job
@@ -36,7 +36,7 @@ class Board:
     def graph(self) -> Workflow:
         return story_graph(self.story, (ROWS | PAIR_ROWS)[self.job.row], self.job.seed, self.settings)
 
-    def keep(self, server: Client, outputs: dict[str, dict[str, Any]], seconds: float) -> None:
+    def keep(self, server: Server, outputs: dict[str, dict[str, Any]], seconds: float) -> None:
         folder = self.job.folder
         folder.mkdir(parents=True, exist_ok=True)
         for number, image in enumerate(images(outputs, ["frames"]), 1):
@@ -55,7 +55,7 @@ def maker(
     jobs: Sequence[Job],
     settings: dict[str, Any],
     patience: float = 600,
-) -> Maker[Board]:
+) -> Maker[Client, Board]:
     """What makes the jobs' boards, each story as a whole on one server."""
     groups: dict[int, list[Board]] = {}
     for job in jobs:

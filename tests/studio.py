@@ -11,7 +11,7 @@ from pathlib import Path
 import av
 import pytest
 import torch
-from adapters import write_adapters
+from adapters import adapter, flat
 from conftest import COMFYUI
 from model_files import write_flux, write_wan
 from onestory.story.script import parse_script
@@ -20,9 +20,12 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 from tiny import write_sd3_checkpoint
+from vision import write_small_clip
 
 WORKFLOWS = host.ROOT / "workflows"
-KINDS = ("checkpoints", "loras", "controlnet", "diffusion_models", "text_encoders", "vae")
+KINDS = (
+    "checkpoints", "loras", "controlnet", "diffusion_models", "text_encoders", "vae", "clip_vision", "ipadapter",
+)  # fmt: skip
 KEEPS = ("--cache-classic",)
 """What a server has computed stays there for the next run, however little memory the machine has left."""
 SIDE = 64
@@ -49,7 +52,6 @@ def studio(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory):
     """A client of that server; it runs for the rest of the session."""
     folder = tmp_path_factory.mktemp("studio")
     write_models(checkpoint, folder / "models")
-    write_adapters(folder / "models" / "ipadapter")
     paths = folder / "studio.yaml"
     this = host.Host(COMFYUI, Path(sys.executable))
     with host.running(this, folder, cpu=True, more=arguments(this, folder / "models", paths)) as url:
@@ -60,7 +62,7 @@ def studio(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory):
 
 def arguments(this: host.Host, models: Path, paths: Path) -> list[str]:
     """ComfyUI's, with which it sees the models and the tests' custom nodes; `paths` is the file that names them."""
-    folders = {kind: str(models / kind) for kind in (*KINDS, "ipadapter")}
+    folders = {kind: str(models / kind) for kind in KINDS}
     paths.write_text(json.dumps({"studio": {**folders, "custom_nodes": str(CUSTOM_NODES)}}))
     packs = [host.link_pack(this), *sorted(path.name for path in CUSTOM_NODES.glob("*.py"))]
     return ["--extra-model-paths-config", str(paths), *KEEPS, "--whitelist-custom-nodes", *packs]
@@ -77,6 +79,8 @@ def write_models(checkpoint: Path, folder: Path) -> None:
     write_flux(folder)
     write_wan(folder)
     save_file(random_lora(), folder / "loras" / "sd_xl_offset_example-lora_1.0.safetensors")
+    save_file(flat(adapter("plus")), folder / "ipadapter" / "ip-adapter-plus_sdxl_vit-h.safetensors")
+    write_small_clip(folder / "clip_vision" / "CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors")
     save_file(random_controlnet(checkpoint), folder / "controlnet" / "control-lora-canny-rank128.safetensors")
 
 

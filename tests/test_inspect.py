@@ -299,7 +299,7 @@ def test_a_run_of_a_split_story_shows_its_frames(prompt, tmp_path, monkeypatch):
     monkeypatch.setattr("folder_paths.get_temp_directory", lambda: str(tmp_path))
     for conditioning, _, _ in split(prompt, {"samples": torch.zeros(3, 4, 8, 8)}, 1, 1):
         [(embeds, options)] = conditioning
-        record, norms, _ = options[KEY]
+        record, norms = options[KEY].record, options[KEY].norms
         assert torch.equal(norms, token_norms(embeds, record))
         OneStoryInspect.execute(conditioning)
 

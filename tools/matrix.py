@@ -28,7 +28,7 @@ from .failure import Failure
 VERSIONS = host.HOST / "versions"
 WORKFLOWS = host.ROOT / "workflows" / "api"
 STUDIO = host.ROOT / "tests" / "studio.py"
-MODELS = tuple(host.ROOT / "tests" / f"{name}.py" for name in ("tiny", "families", "model_files"))
+MODELS = tuple(host.ROOT / "tests" / f"{name}.py" for name in ("tiny", "families", "model_files", "adapters", "vision"))
 CUSTOM_NODES = host.ROOT / "tests" / "custom_nodes"
 EXAMPLE = host.HOST / "ComfyUI" / "input" / "example.png"
 SYMBOLS = host.TOOLS / "symbols.py"
@@ -49,7 +49,9 @@ from pathlib import Path
 import studio
 studio.write_models(*map(Path, sys.argv[1:]))
 """
-KINDS = ("checkpoints", "loras", "controlnet", "diffusion_models", "text_encoders", "vae")
+KINDS = (
+    "checkpoints", "loras", "controlnet", "diffusion_models", "text_encoders", "vae", "clip_vision", "ipadapter",
+)  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

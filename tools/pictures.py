@@ -2,8 +2,8 @@
 
     .host/venv/bin/python tools/pictures.py [NAME ...]
 
-Each thumbnail is made by the workflow's own graph, with a story and sizes that suit the checkpoint. Its LoRA and its
-ControlNet know another model and are left out.
+Each thumbnail is made by the workflow's own graph, with a story and sizes that suit the checkpoint. Its LoRA, its
+ControlNet and its IP-Adapter know another model and are left out.
 """
 
 import argparse
@@ -35,11 +35,15 @@ FILM = ROOT / "docs" / "film.png"
 SIDE = 512
 GUIDANCE = 4.5
 ICON_SIDE, ICON_GAP = 400, 10
-OTHERS_MODELS = {"LoraLoader": {0: "model", 1: "clip"}, "ControlNetApplyAdvanced": {0: "positive", 1: "negative"}}
+OTHERS_MODELS = {
+    "LoraLoader": {0: "model", 1: "clip"},
+    "ControlNetApplyAdvanced": {0: "positive", 1: "negative"},
+    "OneStoryImageAdapter": {0: "model"},
+}
 """Nodes that need a model made for another checkpoint, and which input each output takes the place of."""
 LOADERS = {"UNETLoader": 0, "DualCLIPLoader": 1, "VAELoader": 2}
 """Nodes that load a part of a model, and Load Checkpoint's output in its place."""
-BESIDE_THEM = ("ControlNetLoader", "LoadImage", "Canny")
+BESIDE_THEM = ("ControlNetLoader", "LoadImage", "Canny", "OneStoryCast", "CLIPVisionLoader")
 
 
 class Picture(NamedTuple):
@@ -91,6 +95,17 @@ STORIES = {
         "[Pip] a red fox with a scarf\n[Odile] a purple owl with a crown",
         "[Pip] and [Odile] in the forest\n[Pip] in the snow\n[Pip] and [Odile] on the beach\n"
         "[Pip] and [Odile] in the city",
+    ),
+    "A Character from a Picture": Picture(
+        "[Pip] a blue cat with a crown",
+        "[Pip] in a meadow # Good morning.\n[Pip] in the desert # Hot.\n[Pip] in the city # So many people.\n"
+        "[Pip] in the mountains # Better.",
+        seed=8,
+    ),
+    "Two Characters from Two Pictures, Each in Place": Picture(
+        "[Pip] a red fox with a scarf\n[Odile] a purple owl with a crown",
+        "[Pip] and [Odile] in the forest\n[Pip] in the snow\n[Odile] reading a book in the library\n"
+        "[Pip] and [Odile] on the beach",
     ),
     "Long Story in Runs": Picture(
         "a striped green frog with a top hat",

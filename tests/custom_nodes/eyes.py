@@ -1,8 +1,11 @@
-"""A custom node pack of the tests' servers: a CLIP vision model of few layers, and a face analyser that finds a face at
-the same place in every picture, as insightface's FaceAnalysis hands its faces out."""
+"""A custom node pack of the tests' servers: a CLIP vision model of few layers, by a node and for ComfyUI's loader, and
+a face analyser that finds a face at the same place in every picture, as insightface's FaceAnalysis hands its faces out.
+"""
 
 from types import SimpleNamespace
 
+import comfy.clip_vision
+import comfy.utils
 import numpy as np
 import torch
 from comfy.clip_vision import ClipVisionModel
@@ -29,6 +32,22 @@ def small_vision():
     for weight in vision.model.parameters():
         weight.data = torch.randn(weight.shape, generator=generator) * 0.3
     return vision
+
+
+full_size = comfy.clip_vision.load
+
+
+def load(path):
+    """The loader knows models by their depth, and makes them in full size."""
+    state = comfy.utils.load_torch_file(path)
+    if f"vision_model.encoder.layers.{VISION['num_hidden_layers']}.layer_norm1.weight" in state:
+        return full_size(path)
+    vision = ClipVisionModel(VISION)
+    vision.load_sd(state)
+    return vision
+
+
+comfy.clip_vision.load = load
 
 
 def node(type_, make):

@@ -112,7 +112,8 @@ def fetch(reference: Any, url: str) -> Any:
     try:
         return ray.get(reference)
     except RayError as error:
-        raise Lost(f"{url} was lost: {str(getattr(error, 'cause', error)).splitlines()[0]}") from None
+        cause = getattr(error, "cause", error)
+        raise Lost(f"{url} was lost: {(str(cause) or repr(cause)).splitlines()[0]}") from None
 
 
 @contextmanager

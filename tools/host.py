@@ -178,9 +178,13 @@ def install_dev_tools(host: Host) -> None:
 
 
 def missing_packages(python: Path, *requirements: Path) -> list[str]:
-    """The names in these files that a Python has no package of, in any version. Tests skip what needs a browser."""
+    """The names in these files that a Python has no package of, in any version.
+
+    Tests skip what needs a browser, and Ray where it is not there.
+    """
     lines = [line for path in requirements for line in path.read_text().splitlines()]
-    names = [name for line in lines if (name := line.partition("#")[0].partition("==")[0].strip()) != "playwright"]
+    names = [line.partition("#")[0].partition("==")[0].strip() for line in lines]
+    names = [name for name in names if name not in ("playwright", "ray")]
     probe = (
         f"import importlib.metadata as m\nfor name in {[*filter(None, names)]}:\n"
         "    try: m.version(name)\n    except m.PackageNotFoundError: print(name)"

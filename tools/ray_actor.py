@@ -61,7 +61,8 @@ class Station:
 
         The files stay until the station ends: ComfyUI names them again for a workflow that it still remembers.
         """
-        assert self.process and self.process.stdin
+        if not (self.process and self.process.stdin):
+            return {"lost": "Ray started the actor again"}, []
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.write(json.dumps(workflow) + "\n")
             self.process.stdin.flush()

@@ -16,7 +16,7 @@ from typing import TextIO
 
 from . import host
 from .client import Client, Workflow, WorkflowError, saved_files
-from .demo import NoCheckpoint, check_server, find_checkpoint, serving, whole
+from .demo import NoCheckpoint, find_checkpoint, serving, whole
 from .failure import Failure
 
 
@@ -39,8 +39,11 @@ def run(args: argparse.Namespace) -> int:
     try:
         args.checkpoint = args.checkpoint and str(nearest(args.checkpoint, args.comfyui))
         with serving(args, private=True, log=None, **how) as place:
+            assert place.folder
             client = Client(place.url)
-            check_server(client, {}, True)
+            if client.choices("OneStoryIPCA", "variant") is None:
+                log = (place.folder / "comfyui.log").read_text("utf-8", "replace")
+                raise Failure(f"ComfyUI could not load the pack. Its log ends with:\n{host.tail(log)}")
             tell(answers, {"defaults": place.defaults})
             while True:
                 workflow = workflows.get()
@@ -51,7 +54,6 @@ def run(args: argparse.Namespace) -> int:
                     tell(answers, {"refused": str(error)})
                     continue
                 files = [file for output in outputs.values() for file in saved_files(output)]
-                assert place.folder
                 for file in files:
                     file["path"] = str(place.folder / "output" / file.get("subfolder", "") / file["filename"])
                 unique = list({file["path"]: file for file in files}.values())

@@ -26,13 +26,17 @@ FILES = 5
 
 
 class Run(NamedTuple):
-    """What some actors took for all drawings, each of so many megabytes; one takes an actor `drawing` seconds."""
+    """What some actors took for all drawings, each of so many megabytes; one takes an actor `drawing` seconds.
+
+    `driver` is the driver's own CPU seconds for all: what it cannot do without, whatever the machines.
+    """
 
     actors: int
     drawing: float
     drawings: int
     megabytes: float
     seconds: float
+    driver: float
 
     @property
     def ideal(self) -> float:
@@ -106,23 +110,24 @@ def measure(actors: Sequence[Any], seconds: float, count: int) -> Run:
         works = [[replace(each, workflow=workflow) for each in group] for group in drawings(Path(folder), stories, [1])]
         maker = Maker(actors, works, lambda actor: actor.ready(), "drawings", started=False)
         maker.tell = lambda sentence: None  # type: ignore[method-assign]
-        began = time.perf_counter()
+        began, worked = time.perf_counter(), time.process_time()
         errors = maker.run()
-        took = time.perf_counter() - began
+        took, driver = time.perf_counter() - began, time.process_time() - worked
         kept = list(Path(folder).glob("*/*/result.json"))
         size = sum(file.stat().st_size for file in Path(folder).rglob("*.png"))
     if errors or len(kept) != count:
         raise RuntimeError(f"{count} drawings were to be made, and {len(kept)} were: {errors}")
-    return Run(len(actors), seconds, count, round(size / count / 10**6, 1), round(took, 2))
+    return Run(len(actors), seconds, count, round(size / count / 10**6, 3), round(took, 3), round(driver, 3))
 
 
 def table(found: Sequence[Run]) -> str:
     """The results as a Markdown table."""
-    head = "| actors | a drawing | drawings | ideal | took | of the actors' time | drawings per second |"
-    return "\n".join([head, "| --- |" + " --- |" * 6, *map(row, found)])
+    head = "| actors | a drawing | drawings | ideal | took | actors busy | drawings per second | driver's CPU for one |"
+    return "\n".join([head, "| --- |" + " --- |" * 7, *map(row, found)])
 
 
 def row(one: Run) -> str:
     share = f"{one.ideal / one.seconds:.0%}" if one.ideal else ""
     cells = one.actors, f"{one.drawing:g} s, {one.megabytes:g} MB", one.drawings, f"{one.ideal:g} s"
-    return f"| {' | '.join(map(str, cells))} | {one.seconds:.1f} s | {share} | {one.drawings / one.seconds:.1f} |"
+    rate, driver = one.drawings / one.seconds, one.driver / one.drawings * 1000
+    return f"| {' | '.join(map(str, cells))} | {one.seconds:.1f} s | {share} | {rate:.1f} | {driver:.0f} ms |"

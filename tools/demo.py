@@ -262,8 +262,10 @@ def fill_in(workflow: Workflow, story: StoryText | None, settings: dict) -> Work
     if settings.get("steps") is not None:
         set_steps(workflow, settings["steps"])
     if settings.get("seed") is not None:
-        holder, name = seed_of(workflow)
-        holder[name] = settings["seed"]
+        for node in workflow.values():
+            if node["class_type"] in SAMPLERS:
+                holder, name = seed_of(workflow, node["inputs"])
+                holder[name] = settings["seed"]
     return workflow
 
 
@@ -285,9 +287,8 @@ def set_steps(workflow: Workflow, steps: int) -> None:
             inputs["steps"] = steps
 
 
-def seed_of(workflow: Workflow) -> tuple[dict, str]:
-    """The inputs that hold the workflow's one seed and its name there: a sampler's, or those of a node wired to it."""
-    sampler = next(node["inputs"] for node in workflow.values() if node["class_type"] in SAMPLERS)
+def seed_of(workflow: Workflow, sampler: dict) -> tuple[dict, str]:
+    """The inputs that hold a sampler's seed and its name there: its own, or those of a node wired to it."""
     name = "seed" if "seed" in sampler else "noise_seed"
     if isinstance(sampler[name], list):
         holder = workflow[sampler[name][0]]["inputs"]
@@ -303,7 +304,9 @@ def editor_workflow(path: Path, workflow: Workflow) -> dict:
         for name in (slot["widget"]["name"] for slot in node["inputs"] if "widget" in slot):
             value = workflow[str(node["id"])]["inputs"].get(name, values[position])
             while isinstance(value, list):  # wired: the widget shows what the other node gives
-                value = workflow[value[0]]["inputs"].get("value", values[position])
+                source = workflow[value[0]]["inputs"]
+                given = ("value", "seed") if name == "seed" else ("value",)
+                value = next((source[key] for key in given if key in source), values[position])
             values[position] = value
             position += 1
             if position < len(values) and values[position] in AFTER_GENERATE:
@@ -333,7 +336,7 @@ def summary(title: str, workflow: Workflow) -> str:
     sampler, latent, script = found["KSampler"], found["OneStoryLatent"], found["OneStoryScript"]
     modes = [node["inputs"]["mode"] for node in workflow.values() if node["class_type"] == "OneStoryPrompt"]
     frames = len(parse_script(script["identity"], script["frames"]).frames)
-    holder, name = seed_of(workflow)
+    holder, name = seed_of(workflow, sampler)
     return (
         f"Drawing “{title}”: {frames} frame{'s' if frames > 1 else ''} of {latent['width']}x{latent['height']} pixels,"
         f" from {' and from '.join(modes)}, steps {sampler['steps']}, seed {holder[name]}, with"

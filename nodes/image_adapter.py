@@ -242,7 +242,7 @@ def looks_of(
         shown = [see(clip_vision, picture, adapter, fit) for picture in pictures_of(member, who)]
         seen = torch.cat(shown)
     if face is not None and seen is not None:
-        face = for_each(member, member.face, len(seen), adapter.file)
+        face = for_each(member, face, len(seen), adapter.file)
     if pictures == "average":
         seen, face = (x if x is None else x.mean(0, keepdim=True) for x in (seen, face))
     return seen, face

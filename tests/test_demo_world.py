@@ -135,8 +135,9 @@ def test_the_pictures_that_are_shown_ask_for_what_the_checkpoint_knows():
         graph = pictures.graph_of(name, picture, "world.safetensors")
         kinds = [node["class_type"] for node in graph.values()]
         unused = {*pictures.OTHERS_MODELS, *pictures.BESIDE_THEM}
-        masked = {"LoadImage"} if name == "Inpaint a Frame" else set()
-        assert unused & {*kinds} == masked and ("OneStoryBoard" in kinds) == (name != "Story to Film"), name
+        needed = {"Inpaint a Frame": {"LoadImage"}, "Story with an Edit Model": {"LoadImage", "OneStoryCast"}}
+        assert unused & {*kinds} == needed.get(name, set()), name
+        assert ("OneStoryBoard" in kinds) == (name != "Story to Film"), name
         values = [value for node in graph.values() for value in node["inputs"].values()]
         assert all(link[0] in graph for link in values if isinstance(link, list))
         assert {"world.safetensors", picture.seed, picture.identity} <= {v for v in values if not isinstance(v, list)}

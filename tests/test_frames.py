@@ -50,6 +50,9 @@ def test_a_cast_has_each_characters_pictures_and_those_of_the_same_one_add_up():
     assert torch.equal(cast[0].mask, torch.cat([torch.ones(2, 16, 24), mask]))
     assert [one.name for one in CAST] == ["Mia", "Otto"] and len(CAST[0].images) == 2 and CAST[0].mask is None
     assert member(MIA, tale=STORY_OF_ONE)[0].name == ""
+    faces = random([2, 20, 20, 4], 5)
+    [both, _] = member(MIA, "Mia", member(MIA, "Mia", CAST, face_pictures=faces), face_pictures=faces[:1, :10])
+    assert torch.equal(both.crops[:2], faces[..., :3]) and both.crops.shape == (3, 20, 20, 3)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from ...tools.client import Client, Workflow, WorkflowError
 from ...tools.demo import slug
 from ...tools.failure import Failure
 from ...tools.make import LOADER, SCRIPT, with_seed, with_story
+from ...tools.pool import Server
 from ...tools.results import RESULT, digest, write_json
 from ..quality.pair_graphs import node
 from .dataset import BenchStory, Character
@@ -66,7 +67,7 @@ class Drawing:
     def graph(self) -> Workflow:
         return with_cast(with_seed(with_story(self.workflow, self.text), self.seed), self.story)
 
-    def keep(self, server: Client, outputs: dict[str, dict[str, Any]], seconds: float) -> None:
+    def keep(self, server: Server, outputs: dict[str, dict[str, Any]], seconds: float) -> None:
         saved = pictures_of(outputs, len(self.story.shots))
         if isinstance(saved, str):  # a Failure would have the server draw it again
             self.problems.append(f"{self.title}: {saved}")

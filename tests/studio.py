@@ -25,6 +25,7 @@ from vision import write_small_clip
 WORKFLOWS = host.ROOT / "workflows"
 KINDS = (
     "checkpoints", "loras", "controlnet", "diffusion_models", "text_encoders", "vae", "clip_vision", "ipadapter",
+    "photomaker",
 )  # fmt: skip
 KEEPS = ("--cache-classic",)
 """What a server has computed stays there for the next run, however little memory the machine has left."""
@@ -80,6 +81,7 @@ def write_models(checkpoint: Path, folder: Path) -> None:
     write_wan(folder)
     save_file(random_lora(), folder / "loras" / "sd_xl_offset_example-lora_1.0.safetensors")
     save_file(flat(adapter("plus")), folder / "ipadapter" / "ip-adapter-plus_sdxl_vit-h.safetensors")
+    save_file({"to choose": torch.zeros(1)}, folder / "photomaker" / "photomaker-v1.safetensors")
     write_small_clip(folder / "clip_vision" / "CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors")
     save_file(random_controlnet(checkpoint), folder / "controlnet" / "control-lora-canny-rank128.safetensors")
 

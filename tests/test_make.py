@@ -1,14 +1,12 @@
 """`run.py make`: the stories of a file by any workflow, on a real server."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
+from command_line import run_here
 from conftest import COMFYUI
 from onestory.story.files import StoryText
-from onestory.tools import host, make
+from onestory.tools import make
 from onestory.tools.failure import Failure
 from PIL import Image
 from studio import twin
@@ -39,9 +37,7 @@ def draw(server, stories):
 
     def draw(out, *more):
         given = [stories, "--server", server.url, "--checkpoint", NAME, "--size", "64x64", "--out", out, *more]
-        command = [sys.executable, str(host.ROOT / "run.py"), "make", *map(str, given)]
-        environment = {**os.environ, "COMFYUI_PATH": str(COMFYUI)}
-        return subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment)
+        return run_here("make", *given, COMFYUI_PATH=str(COMFYUI))
 
     return draw
 

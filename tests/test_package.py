@@ -17,16 +17,19 @@ from onestory.tools import host
 from pathspec import PathSpec
 from PIL import Image
 
-# ComfyUI's own loader on a folder, in a fresh process; prints the nodes and the web folders that it found.
+# ComfyUI's start up to its custom nodes, then its own loader on a folder, in a fresh process; prints what came by that.
 LOAD = """
 import asyncio, json, sys
 sys.path.insert(0, sys.argv[1])
 from comfy.cli_args import args
 args.cpu = True
 import nodes
-before = set(nodes.NODE_CLASS_MAPPINGS)
+asyncio.run(nodes.init_builtin_extra_nodes())
+modules, before = set(sys.modules), set(nodes.NODE_CLASS_MAPPINGS)
 asyncio.run(nodes.load_custom_node(sys.argv[2], module_parent="custom_nodes"))
-print(json.dumps([sorted(set(nodes.NODE_CLASS_MAPPINGS) - before), list(nodes.EXTENSION_WEB_DIRS.values())]))
+files = {name: getattr(sys.modules[name], "__file__", None) for name in set(sys.modules) - modules}
+found = sorted(set(nodes.NODE_CLASS_MAPPINGS) - before), list(nodes.EXTENSION_WEB_DIRS.values())
+print(json.dumps([*found, files, sorted({name.partition(".")[0] for name in modules})]))
 """
 
 LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -97,10 +100,13 @@ def test_the_pack_loads_from_the_archive_and_writes_nothing_there(unpacked):
     environment = {**os.environ, "LC_ALL": "C"}
     done = subprocess.run(command, cwd=unpacked.parent, capture_output=True, text=True, check=True, env=environment)
     assert sorted(unpacked.rglob("*")) == before
-    nodes, web = json.loads(done.stdout.splitlines()[-1])
+    nodes, web, files, packages = json.loads(done.stdout.splitlines()[-1])
     names = re.findall(r'node_id="(OneStory\w+)"', "".join(p.read_text() for p in (host.ROOT / "nodes").glob("*.py")))
     assert nodes == sorted(names)
     assert [Path(folder).resolve() for folder in web] == [(unpacked / "web").resolve()]
+    own = str(unpacked)  # every other module that is new belongs to Python or to a package that ComfyUI uses itself
+    others = {name for name, file in files.items() if not (name.startswith(own) or (file or own).startswith(own))}
+    assert files and {name.partition(".")[0] for name in others} <= {*sys.stdlib_module_names, *packages}
 
 
 def test_an_older_comfyui_is_told_which_one_the_pack_needs(monkeypatch):

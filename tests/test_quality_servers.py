@@ -353,7 +353,7 @@ def test_the_command_goes_on_after_a_dropped_connection(proxy, fast, tmp_path):
 
 def test_another_setting_in_the_same_folder_is_refused(finished):
     out, done = finished
-    given = done.args[4:]
+    given = done.args[2:]
     before = (out / "settings.json").read_bytes()
     for option, value, says in (
         ("--steps", "2", "holds results of --steps 1, not 2"),
@@ -368,7 +368,7 @@ def test_another_setting_in_the_same_folder_is_refused(finished):
 def test_other_story_texts_in_the_same_folder_are_refused(finished, tmp_path):
     out, done = finished
     (tmp_path / "two.yaml").write_text(STORIES.replace("grey", "blue"))
-    failed = run_quality(*done.args[4:], "--stories", tmp_path / "two.yaml")
+    failed = run_quality(*done.args[2:], "--stories", tmp_path / "two.yaml")
     assert "holds results of other story texts: choose another --out" in one_sentence(failed)
 
 
@@ -646,7 +646,7 @@ def papers_run(finished, clip_folder, tmp_path_factory):
         file = masks / frame.relative_to(out)
         file.parent.mkdir(parents=True, exist_ok=True)
         mask.save(file)
-    done = run_quality(*finished[1].args[4:], "--out", out, "--clip", clip_folder, "--masks", masks)
+    done = run_quality(*finished[1].args[2:], "--out", out, "--clip", clip_folder, "--masks", masks)
     assert done.returncode == 0, done.stderr
     return out, done
 
@@ -827,7 +827,7 @@ def test_dreamsim_is_measured_where_its_package_and_weights_are(finished, tmp_pa
     (tmp_path / "packages" / "dreamsim.py").write_text(PACKAGE)
     weights = tmp_path / "weights"
     weights.mkdir()
-    given = [*finished[1].args[4:], "--out", out, "--dreamsim", weights]
+    given = [*finished[1].args[2:], "--out", out, "--dreamsim", weights]
     done = run_quality(*given, PYTHONPATH=str(tmp_path / "packages"))
     assert done.returncode == 0, done.stderr
     assert f"DreamSim is left out: its weights are not in {weights}" in done.stderr

@@ -5,6 +5,8 @@ import os
 import signal
 import subprocess
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import tomllib
@@ -30,24 +32,37 @@ def run(args: argparse.Namespace) -> int:
     # `-k svr` names no folder, although there is one.
     named = [Path(word.partition("::")[0]).resolve() for word in args.others]
     tests = [] if any(path.exists() and path.is_relative_to(host.ROOT / "tests") for path in named) else ["tests"]
-    codes = [
-        run_module(this, "ruff", "check"),
-        run_module(this, "ruff", "format", "--check"),
-        check_types(this),
-        run_module(this, "pytest", *(args.others or WORKERS), *tests),
-    ]
+    codes = [run_module(this, "ruff", "check"), run_module(this, "ruff", "format", "--check")]
+    with checking_types(this) as types:
+        codes += [run_module(this, "pytest", *(args.others or WORKERS), *tests), types()]
     return next((code for code in codes if code), 0)
 
 
-def check_types(this: host.Host) -> int:
-    """Run mypy on the files that pyproject.toml names, through a folder whose name can be a package's."""
+@contextmanager
+def checking_types(this: host.Host) -> Iterator[Callable[[], int]]:
+    """Meanwhile run mypy on the files that pyproject.toml names, through a folder whose name can be a package's.
+
+    Gives what waits for it, tells what it found and returns its exit code. Left earlier, mypy is stopped.
+    """
     config = host.ROOT / "pyproject.toml"
     files = tomllib.loads(config.read_text(encoding="utf-8"))["tool"]["mypy"]["files"]
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+", encoding="utf-8") as found:
         link = Path(folder) / host.PACK
         host.link_folder(link, host.ROOT)
         options = ["--config-file", str(config), "--cache-dir", str(host.ROOT / ".mypy_cache")]
-        return run_module(this, "mypy", *options, *(f"{host.PACK}/{name}" for name in files), cwd=link.parent)
+        command: list = [this.python, "-m", "mypy", *options, *(f"{host.PACK}/{name}" for name in files)]
+
+        def finish() -> int:
+            code = process.wait()
+            found.seek(0)
+            host.say(f"== mypy {' '.join(files)}\n{found.read().strip()}")
+            return code
+
+        with subprocess.Popen(command, cwd=folder, stdout=found, stderr=found) as process:
+            try:
+                yield finish
+            finally:
+                process.kill()
 
 
 def run_module(this: host.Host, *command: str, cwd: Path = host.ROOT) -> int:

@@ -81,7 +81,8 @@ def write_models(checkpoint: Path, folder: Path) -> None:
     write_wan(folder)
     save_file(random_lora(), folder / "loras" / "sd_xl_offset_example-lora_1.0.safetensors")
     save_file(flat(adapter("plus")), folder / "ipadapter" / "ip-adapter-plus_sdxl_vit-h.safetensors")
-    save_file({"to choose": torch.zeros(1)}, folder / "photomaker" / "photomaker-v1.safetensors")
+    for other in ("ipadapter/another", "photomaker/one", "photomaker/another"):  # to choose in the editor, not to use
+        save_file({"nothing": torch.zeros(1)}, folder / f"{other}.safetensors")
     write_small_clip(folder / "clip_vision" / "CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors")
     save_file(random_controlnet(checkpoint), folder / "controlnet" / "control-lora-canny-rank128.safetensors")
 

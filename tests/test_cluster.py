@@ -62,15 +62,22 @@ def alive(mark: str) -> list[psutil.Process]:
 
 @pytest.fixture(scope="module")
 def by_ray(ten, tmp_path_factory):
-    """The folder of a run with two actors, of which one is killed after two stories."""
+    """The folder of a run with two actors, of which one is killed while it draws, after two stories."""
     mark, out = uuid.uuid4().hex, tmp_path_factory.mktemp("ray") / "out"
     words = command(ten, "--ray", "--actors", 2, "--cpus", 1, "--out", out)
     given = {**os.environ, "COMFYUI_PATH": str(COMFYUI), "ONESTORY_TEST": mark}
     run = subprocess.Popen(words, env=given, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         wait_for(lambda: len(results(out)) >= 2 or run.poll() is not None, 240)
-        actor = next(process for process in alive(mark) if process.name().startswith("ray::Station"))
-        actor.send_signal(signal.SIGKILL)
+        drawing: list[psutil.Process] = []  # Ray calls a process by what it does; the other actor may still be starting
+        wait_for(
+            lambda: (
+                drawing.extend(each for each in alive(mark) if each.name().startswith("ray::Station.d"))
+                or drawing
+                or run.poll() is not None
+            )
+        )
+        drawing[0].send_signal(signal.SIGKILL)
         left = 10 - len(results(out))
         printed, said = run.communicate(timeout=200)
     finally:

@@ -6,11 +6,14 @@ COLUMNS = ("clip_t", "clip_i", "dreamsim")
 
 
 class Printed(NamedTuple):
-    """A line of the table: the method, the name of our row of the same method or "", and its three measures."""
+    """A line of the table: the method, the name of our row of the same method or "", and its three measures.
+
+    None is a figure that could not be read in print.
+    """
 
     method: str
     row: str
-    values: tuple[float, float, float]
+    values: tuple[float | None, float, float]
 
 
 TABLE = (
@@ -20,7 +23,7 @@ TABLE = (
     Printed("Textual Inversion", "", (0.8378, 0.8229, 0.4268)),
     Printed("The Chosen One", "", (0.7614, 0.7831, 0.4929)),
     Printed("PhotoMaker", "", (0.8651, 0.8465, 0.3996)),
-    Printed("IP-Adapter", "", (0.8458, 0.9429, 0.1462)),
+    Printed("IP-Adapter", "", (None, 0.9429, 0.1462)),
     Printed("ConsiStory", "", (0.8769, 0.8737, 0.3188)),
     Printed("StoryDiffusion", "anchors", (0.8877, 0.8755, 0.3212)),
     Printed("Naive Prompt Reweighting", "naive", (0.8411, 0.8916, 0.2548)),
@@ -46,9 +49,13 @@ def lines(found: dict[str, Any]) -> list[list[str]]:
         line = [printed.method, ours["title"] if ours else "–"]
         for key in shown:
             value = ours["values"].get(key) if ours else None
-            line += [f"{printed.values[COLUMNS.index(key)]:.4f}", "–" if value is None else f"{value['mean']:.4f}"]
+            line += [figure(printed.values[COLUMNS.index(key)]), figure(value and value["mean"])]
         table.append(line)
     return table
+
+
+def figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
 
 
 def differences(found: dict[str, Any]) -> list[str]:

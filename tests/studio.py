@@ -73,9 +73,10 @@ def write_models(checkpoint: Path, folder: Path) -> None:
     """The models that the shipped workflows name, under their names, in a folder for each kind."""
     for kind in KINDS:
         (folder / kind).mkdir(parents=True, exist_ok=True)
-    link = folder / "checkpoints" / "sd_xl_base_1.0.safetensors"
-    link.unlink(missing_ok=True)
-    link.symlink_to(checkpoint)
+    for name in ("sd_xl_base_1.0.safetensors", host.WORLD_CHECKPOINT):
+        link = folder / "checkpoints" / name
+        link.unlink(missing_ok=True)
+        link.symlink_to(checkpoint)
     write_sd3_checkpoint(folder / "checkpoints" / "sd3.5_large_fp8_scaled.safetensors", checkpoint)
     write_flux(folder)
     write_wan(folder)

@@ -10,7 +10,6 @@ import argparse
 import io
 import json
 import sys
-import tempfile
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
@@ -96,8 +95,8 @@ def main(args: argparse.Namespace) -> None:
     print(f"the probe reads {fmean(accuracy[name] for name in IDENTITY):.2f} of a character off pictures it never saw")
     by_way: dict[str, list[tuple[float, float]]] = {way: [] for way in WAYS}
     with (
-        tempfile.TemporaryDirectory(dir=host.HOST, prefix="run-", ignore_cleanup_errors=True) as folder,
-        host.running(this, Path(folder), checkpoint.parent, log=host.HOST / "comfyui.log") as url,
+        host.run_folder() as folder,
+        host.running(this, folder, checkpoint.parent, log=host.HOST / "comfyui.log") as url,
     ):
         client = Client(url)
         for story in world_stories(args.stories):

@@ -29,7 +29,7 @@ from .demo import WORKFLOW, check_server, fill_in, read_all_stories, serving, si
 from .environment import provide
 from .failure import Failure
 from .pool import Maker, Server
-from .results import RESULT, digest, keep_settings, write_json
+from .results import RESULT, digest, is_kept, keep_settings, write_json
 
 DIGESTS = {"workflow": "another workflow"}
 SEEDS = ("seed", "noise_seed")
@@ -107,13 +107,7 @@ class Drawing:
     @property
     def made(self) -> bool:
         """Raises `Failure` where another text has been drawn."""
-        try:
-            result = json.loads((self.folder / RESULT).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return False
-        if result["text"] != digest(self.story):
-            raise Failure(f"{self.folder} holds “{self.title}” with another text: choose another --out.")
-        return True
+        return is_kept(self.folder, self.story, f"“{self.title}”", "--out")
 
     def graph(self) -> Workflow:
         return with_seed(with_story(self.workflow, self.story), self.seed)

@@ -34,6 +34,17 @@ def keep_settings(out: Path, settings: Mapping[str, Any], digests: Mapping[str, 
             raise Failure(f"{out} holds results of {was}: choose another --out, or the same settings.")
 
 
+def is_kept(folder: Path, text: Any, title: str, option: str) -> bool:
+    """Whether a result of this text is in a folder. Raises `Failure` where it is of another, with the way out."""
+    try:
+        result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return False
+    if result["text"] != digest(text):
+        raise Failure(f"{folder} holds {title} with another text: choose another {option}.")
+    return True
+
+
 def digest(data: Any) -> str:
     """The sha256 of what JSON can hold."""
     return hashlib.sha256(json.dumps(data).encode()).hexdigest()

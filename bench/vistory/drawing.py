@@ -1,7 +1,6 @@
 """A story of ViStoryBench as a workflow with its cast, and as its scorer wants to find it."""
 
 import copy
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,10 +9,9 @@ from typing import Any
 from ...story.files import StoryText
 from ...tools.client import Client, Workflow, WorkflowError
 from ...tools.demo import slug
-from ...tools.failure import Failure
 from ...tools.make import LOADER, SCRIPT, with_seed, with_story
 from ...tools.pool import Server
-from ...tools.results import RESULT, digest, write_json
+from ...tools.results import RESULT, digest, is_kept, write_json
 from ..quality.pair_graphs import node
 from .dataset import BenchStory, Character
 
@@ -56,13 +54,7 @@ class Drawing:
     @property
     def made(self) -> bool:
         """Raises `Failure` where another text has been drawn."""
-        try:
-            result = json.loads((self.folder / RESULT).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return False
-        if result["text"] != digest(self.text):
-            raise Failure(f"{self.folder} holds {self.title} with another text: choose another --run.")
-        return True
+        return is_kept(self.folder, self.text, self.title, "--run")
 
     def graph(self) -> Workflow:
         return with_cast(with_seed(with_story(self.workflow, self.text), self.seed), self.story)

@@ -353,6 +353,12 @@ def test_training_takes_the_format_that_is_faster_here(faster, monkeypatch):
     assert product.dtype == faster and {*took} == {*precision.FORMATS}
 
 
+def test_the_format_is_chosen_where_no_gradients_are_kept_too():
+    precision.fastest.cache_clear()
+    with torch.inference_mode():
+        assert precision.fastest("cpu") in precision.FORMATS
+
+
 @torch.inference_mode()
 def test_standardised_latents_have_unit_scale_and_decode_as_before():
     torch.manual_seed(0)

@@ -4,6 +4,8 @@ It recognises a model by its depth and fits it to a real one's sizes (24 layers 
 here holds one layer's weights, once, under the names of all layers: 9 MB instead of 600.
 """
 
+import json
+import tempfile
 from pathlib import Path
 
 import torch
@@ -48,7 +50,10 @@ class Pool:
 
 def tiny(config: dict) -> ClipVisionModel:
     """A small model of ComfyUI's own class for `config`, with seeded random weights in float32."""
-    vision = ClipVisionModel(config)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "vision.json"  # before 0.24.0 ComfyUI takes nothing but a file
+        file.write_text(json.dumps(config))
+        vision = ClipVisionModel(str(file))
     generator = torch.Generator().manual_seed(0)
     vision.model.float()
     for weight in vision.model.parameters():

@@ -255,7 +255,9 @@ def draw(client: Client, path: Path, info: dict) -> dict:
         return {"error": str(failure)}
     saved = [entry for output in outputs.values() for entry in output.get("latents", [])]
     latents = {entry["filename"]: values(client.download(entry)).tolist() for entry in saved}
-    return {"latents": latents, "pictures": len(images(outputs, list(outputs)))}
+    # what other nodes show depends on what the workflows before left in the cache
+    shown = [key for key in outputs if key in workflow and info[workflow[key]["class_type"]]["output_node"]]
+    return {"latents": latents, "pictures": len(images(outputs, shown))}
 
 
 def draft(workflow: Workflow, name: str) -> Workflow:

@@ -2,6 +2,9 @@
 a face analyser that finds a face at the same place in every picture, as insightface's FaceAnalysis hands its faces out.
 """
 
+import json
+import tempfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import comfy.clip_vision
@@ -25,8 +28,16 @@ class Analyser:
         return [SimpleNamespace(bbox=box, kps=points, embedding=embedding)]
 
 
+def new_vision():
+    """ComfyUI takes a configuration as a file; before 0.24.0 not otherwise."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "vision.json"
+        file.write_text(json.dumps(VISION))
+        return ClipVisionModel(str(file))
+
+
 def small_vision():
-    vision = ClipVisionModel(VISION)
+    vision = new_vision()
     generator = torch.Generator().manual_seed(0)
     vision.model.float()
     for weight in vision.model.parameters():
@@ -42,7 +53,7 @@ def load(path):
     state = comfy.utils.load_torch_file(path)
     if f"vision_model.encoder.layers.{VISION['num_hidden_layers']}.layer_norm1.weight" in state:
         return full_size(path)
-    vision = ClipVisionModel(VISION)
+    vision = new_vision()
     vision.load_sd(state)
     return vision
 

@@ -13,6 +13,8 @@ ROUNDS = 3
 
 
 @cache
+@torch.inference_mode(False)
+@torch.enable_grad()
 def fastest(device: str) -> torch.dtype:
     """Whichever of FORMATS takes a convolution and a product, there and back, in the shortest time."""
     return min(FORMATS, key=lambda dtype: duration(lambda: there_and_back(device, dtype)))

@@ -20,11 +20,12 @@ import vision
 from command_line import run_here
 from conftest import COMFYUI
 from onestory.bench.quality import command as quality
-from onestory.bench.quality import graphs, masks, measures, pair_graphs, report
+from onestory.bench.quality import graphs, masks, measures, pair_graphs, picture_graphs, report
 from onestory.bench.quality.boards import maker
-from onestory.bench.quality.graphs import PAIR_ROWS, ROWS
+from onestory.bench.quality.graphs import PAIR_ROWS, PICTURE_ROWS, ROWS
 from onestory.bench.quality.jobs import jobs_of, json_of
 from onestory.nodes.attention_view import OneStoryAttentionRecorder
+from onestory.nodes.image_adapter import OneStoryImageAdapter
 from onestory.nodes.regions import OneStoryRegions
 from onestory.nodes.reweight import OneStoryNaiveReweight
 from onestory.nodes.self_attention import OneStorySelfAttention
@@ -566,6 +567,22 @@ def test_regions_from_attention_go_on_where_the_recorded_sampler_stopped():
     assert second["latent_image"] == ["mask Right", 1] and inputs_of(graph, "KSampler") == []
 
 
+PICTURED = StoryText("Picture 7", "a spotted gray mouse with a crown", "standing at sea\nreading a book at home")
+
+
+@pytest.mark.parametrize(("row", "says"), zip(PICTURE_ROWS, ("a cartoon", "", "a mouse", "", ""), strict=True))
+def test_a_picture_says_what_the_words_leave_out(row, says):
+    settings = {"checkpoint": NAME, "size": "64x64", "steps": 2, "eot": "reweight", "dtype": None, "clip-vision": None}
+    graph = graphs.story_graph(PICTURED, PICTURE_ROWS[row], 7, settings)
+    (script,) = inputs_of(graph, "OneStoryScript")
+    wanted = {"picture": "a cartoon", "species-picture": "a mouse", "words": PICTURED.identity}
+    assert script["identity"] == (says or wanted[row])
+    (sampler,), pictures = inputs_of(graph, "KSampler"), inputs_of(graph, "LoadImage")
+    shown = PICTURE_ROWS[row].scale > 0
+    assert [each["image"] for each in pictures] == ["Picture_7.png"] * shown
+    assert (graph[sampler["model"][0]]["class_type"] == "OneStoryImageAdapter") == shown
+
+
 def test_masks_stand_at_the_characters_sides():
     graph = pair_graph("masks")
     for name, left in (("Left", 5), ("Right", 67)):
@@ -582,9 +599,13 @@ def test_masks_stand_at_the_characters_sides():
         (["--pairs", "--rows", "svr"], "--rows svr is not for --pairs: choose of plain, sides,"),
         (["--rows", "masks"], "--rows masks is for --pairs: choose of different, separate,"),
         (["--pairs", "--checkpoint", "mine"], "--pairs has the Story World's own stories: leave --server"),
+        (["--pictures", "--rows", "masks"], "--rows masks is for --pairs: choose of nothing, picture,"),
+        (["--pictures", "--rows", "svr"], "--rows svr is not for --pictures: choose of nothing, picture,"),
+        (["--pairs", "--rows", "words"], "--rows words is for --pictures: choose of plain, sides,"),
+        (["--pictures", "--stories", "mine.yaml"], "--pictures has the Story World's own stories: leave --server"),
     ],
 )
-def test_stories_of_two_have_rows_of_their_own(arguments, sentence):
+def test_the_worlds_kinds_of_stories_have_rows_of_their_own(arguments, sentence):
     parser = argparse.ArgumentParser()
     quality.add_arguments(parser)
     with pytest.raises(Failure, match=sentence):
@@ -598,6 +619,7 @@ def test_stories_of_two_have_rows_of_their_own(arguments, sentence):
         (OneStorySelfAttention, graphs.SELF_ATTENTION),
         (OneStoryRegions, pair_graphs.REGIONS),
         (OneStoryAttentionRecorder, pair_graphs.RECORDER),
+        (OneStoryImageAdapter, picture_graphs.IMAGE_ADAPTER | {"scale": 0.7}),
     ],
 )
 def test_rows_use_the_nodes_defaults(node, given):

@@ -11,9 +11,9 @@ import torch
 from comfy.sd1_clip import SDTokenizer
 from conftest import COMFYUI
 from onestory.bench.quality.pair_graphs import LAYOUT, with_sides
-from onestory.bench.quality.world_measures import frechet, interval, measures, pair_measures
+from onestory.bench.quality.world_measures import frechet, interval, measures, pair_measures, picture_measures
 from onestory.bench.quality.world_probe import READ, ProbeStage, accuracies, pictures_and_attributes, read
-from onestory.bench.quality.world_stories import pair_stories, world_stories
+from onestory.bench.quality.world_stories import pair_stories, picture_stories, world_stories
 from onestory.story.layout import parse_layout
 from onestory.story.script import parse_script
 from onestory.tools import host
@@ -522,6 +522,29 @@ def test_measures_of_two_tell_right_from_swapped_and_blended():
     blend = {**left, "colour": right["colour"]}
     found = pair_measures(story, pair_readings(story, blend, right, scenes=[story.frames[0]["scene"]] * 2))
     assert found["place"] == pytest.approx(5 / 6) and found["species"] == 1 and found["scene"] == 0.5
+
+
+def test_stories_of_a_picture_say_all_of_it_and_stand_elsewhere():
+    stories = picture_stories(40)
+    assert stories == picture_stories(40) and len({story.text for story in stories}) == 40
+    for story in stories:
+        assert story.picture["scene"] not in [frame["scene"] for frame in story.frames] and len(story.frames) == 2
+        assert VALUES["species"][story.picture["species"]] in story.text.identity
+        assert VALUES["colour"][story.picture["colour"]] in story.text.identity
+        assert parse_script(story.text.identity, story.text.frames).warnings == ()
+
+
+def test_measures_of_a_picture_are_shares_of_its_looks():
+    story = picture_stories(1)[0]
+    seen = {name: [0, 0] for name in READ}
+    seen |= {name: [value, value] for name, value in story.picture.items()}
+    seen |= {"scene": [story.frames[0]["scene"]] * 2}
+    seen["colour"] = [story.picture["colour"], (story.picture["colour"] + 1) % 8]
+    found = picture_measures(
+        story, {name: torch.eye(len(values))[torch.tensor(seen[name])] for name, values in READ.items()}
+    )
+    assert (found["species"], found["colour"], found["pattern"], found["scene"]) == (1, 0.5, 1, 0.5)
+    assert found["looks"] == pytest.approx(1 - 0.5 / len(IDENTITY)) and found["readable"] == 1
 
 
 class ShortProbe(ProbeStage):

@@ -43,6 +43,9 @@ from .progress import show
 
 WORLD = ROOT / "world" / "story_world.safetensors"
 WORLD_CHECKPOINT = "onestory_world.safetensors"
+WORLD_ADAPTER = ROOT / "world" / "story_world_adapter.safetensors"
+WORLD_ADAPTER_FILES = "ipadapter/onestory_world.safetensors", "clip_vision/onestory_world.pt"
+"""Among ComfyUI's models: the Story World's IP-Adapter, and the CLIP vision model that it reads."""
 PACK = "onestory"
 PRIVATE_PACK = "onestory_of_one_run"
 """Another name than an installed copy of the pack has, so that a run can have its own copy alone."""
@@ -311,7 +314,8 @@ def link_privately(folder: Path, root: Path = ROOT) -> str:
 def random_checkpoint(host: Host, folder: Path = HOST) -> Path:
     """The random checkpoint's file; written first when it is missing or an older version's."""
     script = TOOLS / "random_checkpoint.py"
-    return checkpoint(host, folder, "onestory_random", [script], "random checkpoint", script, host.comfyui)
+    file = folder / "models" / "checkpoints" / "onestory_random.safetensors"
+    return written(host, folder, [script], "random checkpoint (340 MB)", [script, host.comfyui], file)[0]
 
 
 def world_checkpoint(host: Host, folder: Path = HOST) -> Path:
@@ -323,9 +327,21 @@ def world_checkpoint(host: Host, folder: Path = HOST) -> Path:
     if not WORLD.is_file():
         raise Failure(f"There is no {WORLD.relative_to(ROOT)}: docs/story-world.md says how to train and pack it.")
     script = ROOT / "world" / "asset.py"
-    stem = Path(WORLD_CHECKPOINT).stem
-    file = checkpoint(host, folder, stem, [script, WORLD], "Story World's checkpoint", script, WORLD)
+    own = folder / "models" / "checkpoints" / WORLD_CHECKPOINT
+    (file,) = written(host, folder, [script, WORLD], "Story World's checkpoint (340 MB)", [script, WORLD], own)
     return put(file, checkpoint_folder(host)) if is_own(host) else file
+
+
+def world_adapter(host: Host, folder: Path = HOST) -> list[Path]:
+    """The Story World's IP-Adapter and the CLIP vision model that it reads, as `world_checkpoint`."""
+    if not WORLD_ADAPTER.is_file():
+        raise Failure(f"There is no {WORLD_ADAPTER.relative_to(ROOT)}: docs/story-world.md says how to train it.")
+    script = ROOT / "world" / "asset.py"
+    own = [folder / "models" / name for name in WORLD_ADAPTER_FILES]
+    what, sources = "Story World's IP-Adapter (110 MB)", [script, WORLD_ADAPTER]
+    files = written(host, folder, sources, what, sources, *own)
+    models = host.comfyui / "models"
+    return [put(file, models / file.parent.name) if is_own(host) else file for file in files]
 
 
 def checkpoint_folder(host: Host) -> Path:
@@ -349,21 +365,27 @@ def put(file: Path, folder: Path) -> Path:
     return target
 
 
-def checkpoint(host: Host, folder: Path, stem: str, sources: Sequence[Path], what: str, *command: Path) -> Path:
-    """A file that a script writes from `sources`: made once, and again when they change."""
-    file = folder / "models" / "checkpoints" / f"{stem}.safetensors"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    pin, name = " ".join(map(digest, sources)), f"{stem}.sha256"
-    if file.is_file() and is_stamped(file.parent, pin, name):
-        return file
+def written(
+    host: Host, folder: Path, sources: Sequence[Path], what: str, command: Sequence[Path], *files: Path
+) -> Sequence[Path]:
+    """Files that a script writes from `sources`: made once, and again when they change."""
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    pin, place, name = " ".join(map(digest, sources)), files[0].parent, f"{files[0].stem}.sha256"
+
+    def there() -> bool:
+        return all(file.is_file() for file in files) and is_stamped(place, pin, name)
+
+    if there():
+        return files
     with lock(folder):
-        if not (file.is_file() and is_stamped(file.parent, pin, name)):
-            say(f"Writing the {what} (340 MB) ...")
-            done = subprocess.run([host.python, *command, file], capture_output=True, text=True)
+        if not there():
+            say(f"Writing the {what} ...")
+            done = subprocess.run([host.python, *command, *files], capture_output=True, text=True)
             if done.returncode:
                 raise Failure(f"The {what} could not be written:\n{tail(done.stderr)}")
-            stamp(file.parent, pin, name)
-    return file
+            stamp(place, pin, name)
+    return files
 
 
 @cache

@@ -188,7 +188,8 @@ def try_out(this: host.Host, folder: Path, models: Path) -> dict:
     """Run the shipped workflows on a server with the pack in it."""
     paths = folder / "paths.yaml"
     folders = {kind: str(models / kind) for kind in KINDS}
-    paths.write_text(json.dumps({"matrix": {**folders, "custom_nodes": str(CUSTOM_NODES)}}))
+    # before the host's own, whose Story World would be drawn by trained weights
+    paths.write_text(json.dumps({"matrix": {**folders, "custom_nodes": str(CUSTOM_NODES), "is_default": True}}))
     packs = [host.link_pack(this), *sorted(path.name for path in CUSTOM_NODES.glob("*.py"))]
     more = ["--extra-model-paths-config", str(paths), "--whitelist-custom-nodes", *packs]
     with host.running(this, folder, cpu=True, more=more) as url:

@@ -1,14 +1,17 @@
-"""The Story World's checkpoint as a compact asset, and its expansion into a standard Stable Diffusion 1.5 file.
+"""The Story World's weights as compact assets, and their expansion into standard files.
 
-    python asset.py ASSET FILE
+    python asset.py ASSET FILE               the checkpoint, as one of Stable Diffusion 1.5
+    python asset.py ADAPTER FILE VISION      the IP-Adapter, and the picture encoder that it reads, as a CLIP ViT-L
 
-Weights are rounded to a fraction of their row's standard deviation and deflated: about five bits each. What CLIP-L has
-and the world does not need (ten text layers, words outside the captions) is left out, and filled in when expanding.
+Weights are rounded to a fraction of their row's standard deviation and deflated: about five bits each. What CLIP has
+and the world does not need (most layers, words outside the captions, copies of channels) is left out, and filled in
+when expanding.
 """
 
 import os
 import sys
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -17,9 +20,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 ASSET = Path(__file__).parent / "story_world.safetensors"
+ADAPTER = Path(__file__).parent / "story_world_adapter.safetensors"
 
-LEVELS = {"unet": 6.0, "text": 8.0, "vae": 16.0}
-"""Levels per standard deviation, by the part of the checkpoint."""
+LEVELS = {"unet": 6.0, "text": 8.0, "vae": 16.0, "vision": 8.0, "image_proj": 8.0, "ip_adapter": 8.0}
+"""Levels per standard deviation, by the part of the weights."""
 
 VOCABULARY = 49408
 WIDTH = 768
@@ -27,6 +31,13 @@ HIDDEN = 3072
 LAYERS = 12
 LATENT_SCALE = 0.18215
 """Stable Diffusion 1.x multiplies latents by this; the file's `vae_scale` takes it back."""
+HEAD = 64
+"""Channels of an attention head of CLIP's ViT-L."""
+VISION_WIDTH, VISION_COPIES, VISION_LAYERS = 128, 8, 24
+"""Channels of the picture encoder, how many copies of them a ViT-L has, and its layers."""
+VISION_EMBEDDING, CLIP_EMBEDDING = 128, 768
+"""Numbers in the encoder's embedding of a picture, and in a ViT-L's."""
+ADAPTER_TOKENS = 4
 
 
 def pack(weights: dict[str, Tensor], tokens: list[int], path: Path = ASSET) -> int:
@@ -120,10 +131,80 @@ def clip(weights: dict[str, Tensor], tokens: list[int]) -> dict[str, Tensor]:
     return found
 
 
-def main(asset: str, path: str) -> None:
-    """Write the checkpoint at `path`, whole or not at all."""
+def adapter(path: Path = ADAPTER) -> dict[str, Tensor]:
+    """The tensors of the IP-Adapter's file, in half precision: of a ViT-L's embedding it reads the first numbers."""
+    weights, _ = unpack(path)
+    found = {name: weight for name, weight in weights.items() if not name.startswith("vision.")}
+    found["image_proj.proj.weight"] = padded(
+        found["image_proj.proj.weight"], found["image_proj.proj.bias"].numel(), CLIP_EMBEDDING
+    )
+    return {name: weight.half().contiguous() for name, weight in found.items()}
+
+
+def vision(path: Path = ADAPTER) -> dict[str, Tensor]:
+    """A CLIP ViT-L that sees what the encoder sees, in half precision.
+
+    Its channels are copies of the encoder's, so all norms are the same; its layers read the first copy and add to all.
+    Heads, hidden channels and layers that the encoder lacks add nothing, and all share one block of zeros.
+    """
+    weights = {name[7:]: weight for name, weight in unpack(path)[0].items() if name.startswith("vision.")}
+    width, hidden = VISION_WIDTH * VISION_COPIES, 4 * VISION_WIDTH * VISION_COPIES
+    zeros = torch.zeros(hidden * width).half()
+    shapes = {f"self_attn.{name}_proj": (width, width) for name in ("q", "k", "v", "out")}
+    shapes |= {"mlp.fc1": (hidden, width), "mlp.fc2": (width, hidden)}
+    found = {
+        "visual_projection.weight": padded(weights["visual_projection.weight"], CLIP_EMBEDDING, width),
+        **{
+            f"vision_model.{name}": copied(weights[name], axis)
+            for name, axis in (
+                ("embeddings.class_embedding", 0),
+                ("embeddings.patch_embedding.weight", 0),
+                ("embeddings.position_embedding.weight", 1),
+            )
+        },
+    }
+    for norm in ("pre_layrnorm", "post_layernorm"):
+        found |= {f"vision_model.{norm}.{end}": copied(weights[f"{norm}.{end}"], 0) for end in ("weight", "bias")}
+    for layer in range(VISION_LAYERS):
+        ours, theirs = f"layers.{layer}", f"vision_model.encoder.layers.{layer}"
+        for norm in ("layer_norm1", "layer_norm2"):
+            for end in ("weight", "bias"):
+                weight = weights.get(f"{ours}.{norm}.{end}")
+                found[f"{theirs}.{norm}.{end}"] = zeros[:width] if weight is None else copied(weight, 0)
+        for name, (rows, columns) in shapes.items():
+            weight, bias = (weights.get(f"{ours}.{name}.{end}") for end in ("weight", "bias"))
+            if weight is None or bias is None:
+                weight, bias = zeros[: rows * columns].view(rows, columns), zeros[:rows]
+            elif name in ("self_attn.out_proj", "mlp.fc2"):
+                weight, bias = copied(padded(weight, len(weight), columns), 0), copied(bias, 0)
+            else:
+                weight, bias = padded(weight, rows, columns), padded(bias[:, None], rows, 1)[:, 0]
+            found |= {f"{theirs}.{name}.weight": weight, f"{theirs}.{name}.bias": bias}
+    return {name: weight.half().contiguous() for name, weight in found.items()}
+
+
+def copied(weight: Tensor, axis: int) -> Tensor:
+    """The channels along an axis, as often as a ViT-L has them."""
+    return torch.cat([weight] * VISION_COPIES, axis)
+
+
+def padded(weight: Tensor, rows: int, columns: int) -> Tensor:
+    """A matrix in the corner of a larger one of zeros."""
+    whole = torch.zeros(rows, columns)
+    whole[: weight.shape[0], : weight.shape[1]] = weight
+    return whole
+
+
+def main(asset: str, path: str, eyes: str | None = None) -> None:
+    """Write the checkpoint at `path`, or the adapter there and its encoder at `eyes`; each whole or not at all."""
+    write(path, lambda partial: save_file(checkpoint(Path(asset)) if eyes is None else adapter(Path(asset)), partial))
+    if eyes is not None:
+        write(eyes, lambda partial: torch.save(vision(Path(asset)), partial))
+
+
+def write(path: str, save: Callable[[Path], object]) -> None:
     partial = Path(path).with_suffix(".partial")
-    save_file(checkpoint(Path(asset)), partial)
+    save(partial)
     os.replace(partial, path)
 
 

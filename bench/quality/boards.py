@@ -11,7 +11,7 @@ from ...tools.demo import check_server, fill_in
 from ...tools.failure import Failure
 from ...tools.pool import Maker, Server
 from ...tools.results import RESULT, write_json
-from .graphs import PAIR_ROWS, ROWS, TEMPLATE, story_graph
+from .graphs import ALL_ROWS, TEMPLATE, story_graph
 from .jobs import Job
 
 
@@ -34,7 +34,7 @@ class Board:
         return self.job.made
 
     def graph(self) -> Workflow:
-        return story_graph(self.story, (ROWS | PAIR_ROWS)[self.job.row], self.job.seed, self.settings)
+        return story_graph(self.story, ALL_ROWS[self.job.row], self.job.seed, self.settings)
 
     def keep(self, server: Server, outputs: dict[str, dict[str, Any]], seconds: float) -> None:
         folder = self.job.folder

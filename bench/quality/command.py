@@ -16,7 +16,7 @@ from typing import Any
 from ...tools.demo import size, whole
 from ...tools.failure import Failure
 from . import servers, story_world
-from .graphs import PAIR_ROWS, ROWS, settable
+from .graphs import ALL_ROWS, KINDS, settable
 
 EPILOG = """\
 CLIP-T, CLIP-I, diversity and the maps are measured on this machine with models in folders as transformers'
@@ -41,14 +41,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rows",
         metavar="ROW",
         nargs="+",
-        choices=ROWS | PAIR_ROWS,
-        help=f"of {', '.join(ROWS)}; with --pairs {', '.join(PAIR_ROWS)}",
+        choices=ALL_ROWS,
+        help="of "
+        + "; ".join(
+            f"{'' if kind == 'stories' else f'with --{kind} '}{', '.join(rows)}" for kind, rows in KINDS.items()
+        ),
     )
-    parser.add_argument(
+    kinds = parser.add_mutually_exclusive_group()
+    kinds.add_argument(
         "--pairs",
-        action="store_true",
+        dest="kind",
+        action="store_const",
+        const="pairs",
+        default="stories",
         help="the Story World's stories of two characters in each frame: whether each is where its region says, and "
         "what its words say",
+    )
+    kinds.add_argument(
+        "--pictures",
+        dest="kind",
+        action="store_const",
+        const="pictures",
+        help="the Story World's stories of a character that a picture shows, by its IP-Adapter: how often frames have "
+        "the picture's species, colour and pattern",
     )
     parser.add_argument(
         "--seeds", metavar="N", nargs="+", type=whole(0, 2**64 - 1), help="default: 42; without --server 1 2 3"
@@ -138,10 +153,14 @@ def change(text: str) -> tuple[str, Any]:
 def run(args: argparse.Namespace) -> int:
     """Measure a file's stories on servers, or without these the Story World's on ComfyUIs of its own."""
     own = not (args.server or args.checkpoint or args.stories)
-    if args.pairs and not own:
-        raise Failure("--pairs has the Story World's own stories: leave --server, --checkpoint and --stories out.")
-    fitting = PAIR_ROWS if args.pairs else ROWS
+    if args.kind != "stories" and not own:
+        raise Failure(
+            f"--{args.kind} has the Story World's own stories: leave --server, --checkpoint and --stories out."
+        )
+    fitting = KINDS[args.kind]
     for row in args.rows or ():
         if row not in fitting:
-            raise Failure(f"--rows {row} is {'not ' if args.pairs else ''}for --pairs: choose of {', '.join(fitting)}.")
+            (kind,) = (kind for kind, rows in KINDS.items() if row in rows)
+            where = f"not for --{args.kind}" if kind == "stories" else f"for --{kind}"
+            raise Failure(f"--rows {row} is {where}: choose of {', '.join(fitting)}.")
     return story_world.run(args) if own else servers.run(args)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from ...story.files import StoryText
 from ...tools.demo import fill_in, set_inputs
 from .pair_graphs import add_regions, draw_in_two, node, with_sides
+from .picture_graphs import add_picture, said
 
 TEMPLATE = Path(__file__).resolve().parents[2] / "workflows" / "api" / "One Prompt One Story.json"
 BOARD_WIDTH, FRAME_WIDTH = 1600, 320
@@ -30,9 +31,11 @@ SELF_ATTENTION = {
 class Row(NamedTuple):
     """One way: how the prompt is made, what reweights it ("", "naive" or SVR's variant), and the model's patches.
 
-    `ipca` is its strength, 0 for none; `self_attention` its variant, "" for none. `identity` is Story Prompt's, and the
-    rest is for stories of two characters: whether words say their sides, where their regions come from ("" for none,
-    "text", "masks" or "attention"), and Story Regions' strength.
+    `ipca` is its strength, 0 for none; `self_attention` its variant, "" for none. `identity` is Story Prompt's.
+
+    For stories of two characters: whether words say their sides, where their regions come from ("" for none, "text",
+    "masks" or "attention"), and Story Regions' `strength`. For stories with a picture: what the words say of the
+    character ("all", its "species" or "nothing"), and Image Characters' `scale`, 0 for none.
     """
 
     title: str
@@ -45,6 +48,8 @@ class Row(NamedTuple):
     sides: bool = False
     regions: str = ""
     strength: float = 1.0
+    says: str = "all"
+    scale: float = 0.0
 
 
 SEPARATE = "separate prompts"
@@ -73,6 +78,17 @@ PAIR_ROWS = {
     "attention": Row("regions from attention, own words", SEPARATE, identity="each alone", regions="attention"),
 }
 """The ways to draw stories of two characters, each at its side."""
+PICTURE_ROWS = {
+    "nothing": Row("words that say nothing of it", SEPARATE, says="nothing"),
+    "picture": Row("the picture", SEPARATE, says="nothing", scale=1.0),
+    "species": Row("its species in words", SEPARATE, says="species"),
+    "species-picture": Row("its species in words, and the picture", SEPARATE, says="species", scale=1.0),
+    "words": Row("all of it in words", SEPARATE),
+}
+"""The ways to draw stories of a character that a picture shows."""
+KINDS = {"stories": ROWS, "pairs": PAIR_ROWS, "pictures": PICTURE_ROWS}
+"""The Story World's kinds of stories, and the ways to make them."""
+ALL_ROWS = ROWS | PAIR_ROWS | PICTURE_ROWS
 USUAL = ("separate", "consolidated", "naive", "svr", "ipca", "all")
 """The rows that are made unless others are asked for."""
 
@@ -84,9 +100,22 @@ SETTABLE = (
     "OneStorySelfAttention",
     "OneStoryRegions",
     "OneStoryRegionMasks",
+    "OneStoryImageAdapter",
     "KSampler",
 )
-DECIDED = ("mode", "identity", "variant", "strength", "eot", "seed", "steps", "denoise", "layout", "character")
+DECIDED = (
+    "mode",
+    "identity",
+    "variant",
+    "strength",
+    "eot",
+    "seed",
+    "steps",
+    "denoise",
+    "layout",
+    "character",
+    "adapter",
+)
 """Inputs of these that the rows or options of their own decide."""
 
 
@@ -120,6 +149,8 @@ def story_graph(story: StoryText, row: Row, seed: int, settings: dict[str, Any])
     inputs("OneStoryPrompt").update(mode=row.mode, identity=row.identity)
     if row.sides:
         inputs("OneStoryScript")["identity"] = with_sides(story.identity)
+    if row.says != "all":
+        inputs("OneStoryScript")["identity"] = said(story.identity, row.says)
     inputs("OneStoryLatent")["noise"] = row.noise
     inputs("OneStoryIPCA")["strength"] = row.ipca
     if row.reweight in ("released", "paper"):
@@ -141,6 +172,8 @@ def story_graph(story: StoryText, row: Row, seed: int, settings: dict[str, Any])
         model = "self-attention"
     if row.regions:
         model = add_regions(graph, row, model, ids, (width, height), settings["steps"])
+    if row.scale:
+        model = add_picture(graph, story, model, ids["OneStoryScript"], row.scale)
     inputs("KSampler")["model"] = [model, 0]
     frames = len(story.frames.splitlines())
     inputs("OneStoryBoard").update(layout="strip", page_width=min(BOARD_WIDTH, FRAME_WIDTH * frames))
@@ -164,7 +197,7 @@ def story_graph(story: StoryText, row: Row, seed: int, settings: dict[str, Any])
 def settable() -> dict[str, Any]:
     """The inputs that may differ from the rows' values, as "Node.input", and these values."""
     settings = {"checkpoint": "", "size": "64x64", "steps": 1, "eot": "reweight", "dtype": None, "clip-vision": None}
-    graphs = [story_graph(StoryText("", "", ""), row, 0, settings) for row in (ROWS | PAIR_ROWS).values()]
+    graphs = [story_graph(StoryText("", "", ""), row, 0, settings) for row in ALL_ROWS.values()]
     return {
         f"{kind}.{name}": value
         for kind in SETTABLE

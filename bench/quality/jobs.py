@@ -10,7 +10,7 @@ from ...story.files import StoryText
 from ...tools import host
 from ...tools.demo import slug
 from ...tools.results import RESULT, digest
-from .graphs import PAIR_ROWS, ROWS, TEMPLATE
+from .graphs import ALL_ROWS, TEMPLATE
 
 DIGESTS = {"texts": "other story texts", "workflow": "another shipped workflow", "weights": "another Story World asset"}
 
@@ -63,7 +63,7 @@ def jobs_of(out: Path, stories: Sequence[StoryText], rows: Sequence[str], seeds:
         Job(i, row, seed, out / f"{i:03}_{slug(story.title)}" / f"{row}-{seed}")
         for i, story in enumerate(stories)
         for seed in dict.fromkeys(seeds)
-        for row in ROWS | PAIR_ROWS
+        for row in ALL_ROWS
         if row in rows
     ]
 

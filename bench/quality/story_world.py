@@ -7,7 +7,7 @@ import argparse
 import json
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from ...tools.demo import WORLD
 from ...tools.failure import Failure
 from ...tools.results import keep_settings
 from .boards import make
-from .graphs import PAIR_ROWS, ROWS
+from .graphs import KINDS
 from .jobs import DIGESTS, Job, jobs_of, settings_of, without_digests
 from .plane import plot
 
@@ -29,6 +29,7 @@ HELD_OUT = 2000
 AXES = {
     "stories": {"scene": "scenes as asked", "apart": "identity agreement in two scenes"},
     "pairs": {"scene": "scenes as asked", "place": "as said, at its side"},
+    "pictures": {"scene": "scenes as asked", "looks": "as in the picture"},
 }
 """The picture's measures, across and up: frames that copy each other have few of their scenes, and no two."""
 REPORT = "table.md", "results.json", "table.png"
@@ -38,16 +39,20 @@ def run(args: argparse.Namespace) -> int:
     """Make what is missing, then measure it. Returns 1 when a story could not be made."""
     this = host.set_up()
     checkpoint = host.world_checkpoint(this)
+    weights = [host.WORLD]
+    if args.kind == "pictures":
+        host.world_adapter(this)
+        weights.append(host.WORLD_ADAPTER)
     count = args.limit or STORIES
-    kind = "pairs" if args.pairs else "stories"
+    kind = args.kind
     stories = world_stories(this, max(count, STORIES), kind)
-    ways = PAIR_ROWS if args.pairs else ROWS
+    ways = KINDS[kind]
     rows = tuple(ways) if args.rows is None else tuple(args.rows)
     seeds = args.seeds or list(SEEDS)
-    out = args.out or host.ROOT / "out" / f"quality_story_world{'_pairs' if args.pairs else ''}"
+    out = args.out or host.ROOT / "out" / f"quality_story_world{'' if kind == 'stories' else f'_{kind}'}"
     args.dtype = args.dtype or number_format(this, out)
     settings = {
-        "weights": host.digest(host.WORLD),
+        "weights": " ".join(map(host.digest, weights)),
         **settings_of(
             args, checkpoint.name, "the Story World's", WORLD["size"], args.steps or STEPS, None, stories[:STORIES]
         ),
@@ -59,7 +64,10 @@ def run(args: argparse.Namespace) -> int:
     missing = {job.story for job in jobs if not job.made}
     if missing:
         with servers(this, checkpoint.parent, len(missing)) as urls:
-            errors = make([Client(url) for url in urls], stories, jobs, settings, patience=0)
+            clients = [Client(url) for url in urls]
+            if kind == "pictures":
+                show_pictures(this, clients, stories, out / "pictures")
+            errors = make(clients, stories, jobs, settings, patience=0)
     made = [job for job in jobs if job.made]
     if not made:
         raise Failure(next(iter(errors.values())))
@@ -80,6 +88,18 @@ def run(args: argparse.Namespace) -> int:
     plot({"columns": AXES[kind], "rows": rows}, out / "table.png", *AXES[kind])
     host.say("\n".join(str(out / name) for name in REPORT))
     return 1 if errors else 0
+
+
+def show_pictures(this: host.Host, clients: Iterable[Client], stories: Sequence[StoryText], folder: Path) -> None:
+    """Draw each story's character into `folder`, and give the servers the pictures."""
+    folder.mkdir(parents=True, exist_ok=True)
+    draw = [this.python, SCRIPT, "draw", str(len(stories)), str(folder)]
+    done = subprocess.run(draw, capture_output=True, text=True)
+    if done.returncode:
+        raise Failure(f"The characters could not be drawn:\n{host.tail(done.stderr)}")
+    for client in clients:
+        for path in sorted(folder.glob("*.png")):
+            client.upload(path.name, path.read_bytes())
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...world.drawing.attributes import FRAME, IDENTITY, PAIR, VALUES
 from .pair_graphs import LEFT, RIGHT
-from .world_stories import PairStory, WorldStory
+from .world_stories import PairStory, PictureStory, WorldStory
 
 CONFIDENT = 0.8
 SAMPLES = 2000
@@ -81,6 +81,20 @@ def pair_measures(story: PairStory, found: dict[str, Tensor]) -> dict[str, float
         "whichever": fmean(map(max, here, there)),
         "species": fmean(share(left, right, j, ["species"]) for j in frames),
         "two": fmean(values["company"][j] == PAIR for j in frames),
+        "scene": fmean(values["scene"][j] == frame["scene"] for j, frame in enumerate(story.frames)),
+        "readable": sure.float().mean().item(),
+    }
+
+
+def picture_measures(story: PictureStory, found: dict[str, Tensor]) -> dict[str, float | None]:
+    """The same of a story whose character a picture shows: the shares of the frames that have the picture's `species`,
+    `colour` and `pattern`; `looks`, the mean over these and all else that it shows of the character."""
+    values = {name: probabilities.argmax(-1).tolist() for name, probabilities in found.items()}
+    same = {name: fmean(seen == story.picture[name] for seen in values[name]) for name in IDENTITY}
+    sure = torch.stack([found[name].max(-1).values > CONFIDENT for name in VALUES])
+    return {
+        **{name: same[name] for name in ("species", "colour", "pattern")},
+        "looks": fmean(same.values()),
         "scene": fmean(values["scene"][j] == frame["scene"] for j, frame in enumerate(story.frames)),
         "readable": sure.float().mean().item(),
     }

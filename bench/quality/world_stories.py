@@ -17,6 +17,7 @@ OPEN = 4
 
 
 PAIR_FRAMES = 2
+PICTURE_FRAMES = 2
 
 
 class WorldStory(NamedTuple):
@@ -34,9 +35,7 @@ def world_stories(count: int, seed: int = 0) -> list[WorldStory]:
 
 
 def one_story(rng: random.Random, number: int) -> WorldStory:
-    look: Picture = {name: rng.randrange(len(values)) for name, values in IDENTITY.items()}
-    if SAME.get(look["accent"]) == look["colour"]:
-        look["accent"] = WHITE
+    look = some_look(rng)
     said = set(MENTIONED) - set(rng.sample(MENTIONED, OPEN))
     scenes = rng.sample(range(len(FRAME["scene"])), FRAMES)
     activities = rng.sample(range(len(FRAME["activity"])), FRAMES)
@@ -82,6 +81,37 @@ def one_pair(rng: random.Random, number: int) -> PairStory:
     both = " and ".join(f"[{name}]" for name in names)
     text = "\n".join(f"{both} {frame_prompt(frame, {'scene'})}" for frame in frames)
     return PairStory(StoryText(f"Pair {number}", "\n".join(lines), text), described, frames)
+
+
+class PictureStory(NamedTuple):
+    """A story of a character that a picture shows: its text, which says all of it, the picture, and each frame."""
+
+    text: StoryText
+    picture: dict[str, int]
+    frames: tuple[dict[str, int], ...]
+
+
+def picture_stories(count: int, seed: int = 0) -> list[PictureStory]:
+    """`count` stories of two frames, in two scenes other than the picture's; the same for the same seed."""
+    rng = random.Random(seed)
+    return [one_picture(rng, number) for number in range(1, count + 1)]
+
+
+def one_picture(rng: random.Random, number: int) -> PictureStory:
+    look = some_look(rng)
+    here, *scenes = rng.sample(range(len(FRAME["scene"])), 1 + PICTURE_FRAMES)
+    standing, day = VALUES["activity"].index("standing"), VALUES["time"].index("day")
+    frames = tuple({"scene": scene, "activity": rng.randrange(len(FRAME["activity"]))} for scene in scenes)
+    lines = "\n".join(frame_prompt(frame, {"activity", "scene"}) for frame in frames)
+    text = StoryText(f"Picture {number}", identity_prompt(look, set(MENTIONED)), lines)
+    return PictureStory(text, {**look, "scene": here, "activity": standing, "time": day}, frames)
+
+
+def some_look(rng: random.Random) -> Picture:
+    look: Picture = {name: rng.randrange(len(values)) for name, values in IDENTITY.items()}
+    if SAME.get(look["accent"]) == look["colour"]:
+        look["accent"] = WHITE
+    return look
 
 
 def said_of(look: Picture, said: set[str]) -> list[str]:

@@ -2,6 +2,8 @@
 
 python world_table.py stories COUNT       prints the stories' texts as JSON
 python world_table.py pairs COUNT         the same of the stories of two characters
+python world_table.py pictures COUNT      the same of the stories of a character that a picture shows
+python world_table.py draw COUNT FOLDER   draws these pictures
 python world_table.py fastest             prints the number format that computes fastest on this CPU: bf16 or fp32
 python world_table.py measure < TASK      measures the boards that `run.py bench quality` made
 """
@@ -19,9 +21,19 @@ from PIL import Image
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
-from onestory.bench.quality.world_measures import frechet, interval, measures, pair_measures  # noqa: E402
+from onestory.bench.quality.picture_graphs import picture_name  # noqa: E402
+from onestory.bench.quality.world_measures import frechet, interval, measures, pair_measures, picture_measures  # noqa: E402
 from onestory.bench.quality.world_probe import held_out, read, trained  # noqa: E402
-from onestory.bench.quality.world_stories import PairStory, WorldStory, pair_stories, world_stories  # noqa: E402
+from onestory.bench.quality.world_stories import (  # noqa: E402
+    PairStory,
+    PictureStory,
+    WorldStory,
+    pair_stories,
+    picture_stories,
+    world_stories,
+)
+from onestory.world.drawing.attributes import draw  # noqa: E402
+from onestory.world.drawing.render import render  # noqa: E402
 from onestory.world.train import precision  # noqa: E402
 
 COLUMNS = {
@@ -43,6 +55,14 @@ PAIR_COLUMNS = {
     "scene": "scenes ↑",
     "readable": "readable ↑",
 }
+PICTURE_COLUMNS = {
+    "species": "the picture's species ↑",
+    "colour": "its colour ↑",
+    "pattern": "its pattern ↑",
+    "looks": "all of its looks ↑",
+    "scene": "scenes ↑",
+    "readable": "readable ↑",
+}
 ENOUGH = 0.97
 
 
@@ -57,6 +77,7 @@ class Kind(NamedTuple):
 KINDS = {
     "stories": Kind(world_stories, measures, COLUMNS),
     "pairs": Kind(pair_stories, pair_measures, PAIR_COLUMNS),
+    "pictures": Kind(picture_stories, picture_measures, PICTURE_COLUMNS),
 }
 
 
@@ -67,7 +88,10 @@ def pictures(folder: Path) -> torch.Tensor:
 
 
 def table_of(
-    task: dict[str, Any], stories: list[WorldStory | PairStory], probe: torch.nn.Module, real: torch.Tensor
+    task: dict[str, Any],
+    stories: list[WorldStory | PairStory | PictureStory],
+    probe: torch.nn.Module,
+    real: torch.Tensor,
 ) -> Iterator[dict[str, Any]]:
     """For each row its measures: mean and interval over stories of the means over seeds, and the Frechet distance."""
     measure_of = KINDS[task["kind"]].measures
@@ -149,11 +173,33 @@ def pairs(count: str) -> None:
     stories(count, "pairs")
 
 
+def pictures_of_stories(count: str) -> None:
+    stories(count, "pictures")
+
+
+def draw_pictures(count: str, folder: str) -> None:
+    """The characters of the stories, alone, as the stories' pictures."""
+    some = picture_stories(int(count))
+    attributes = draw(len(some), torch.Generator().manual_seed(0))
+    attributes |= {"company": torch.zeros(len(some), dtype=torch.long)}
+    attributes |= {name: torch.tensor([story.picture[name] for story in some]) for name in some[0].picture}
+    for story, picture in zip(some, render(attributes), strict=True):
+        pixels = (picture.movedim(0, -1) * 255).round().byte().numpy()
+        Image.fromarray(pixels).save(Path(folder) / picture_name(story.text))
+
+
 def fastest() -> None:
     print({torch.bfloat16: "bf16", torch.float32: "fp32"}[precision.fastest("cpu")])
 
 
-COMMANDS: dict[str, Callable[..., None]] = {"stories": stories, "pairs": pairs, "fastest": fastest, "measure": measure}
+COMMANDS: dict[str, Callable[..., None]] = {
+    "stories": stories,
+    "pairs": pairs,
+    "pictures": pictures_of_stories,
+    "draw": draw_pictures,
+    "fastest": fastest,
+    "measure": measure,
+}
 
 if __name__ == "__main__":
     COMMANDS[sys.argv[1]](*sys.argv[2:])

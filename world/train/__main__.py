@@ -11,16 +11,19 @@ import argparse
 import math
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
 from .. import asset
+from .adapter import AdapterStage, adapter_weights
 from .autoencoder import AutoencoderStage
 from .decoder import DecoderStage, MendingStage
-from .loop import Stage
+from .loop import Stage, trained_weights
 from .painter import TOKENS, PainterStage, autoencoder
 from .report import plot_losses, show_samples
+from .vision import VisionStage
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -32,6 +35,8 @@ def stages(folder: Path, scale: float, device: str, start: Path | None) -> list[
         DecoderStage(folder, round(5000 * scale), 8, device=device),
         PainterStage(folder, round(3000 * scale), 32, device=device, start=start),
         MendingStage(folder, round(3000 * scale), 8, device=device),
+        VisionStage(folder, round(3000 * scale), 32, device=device),
+        AdapterStage(folder, round(600 * scale), 16, device=device),
     ]
 
 
@@ -49,7 +54,7 @@ def main() -> None:
     )
     parser.add_argument("--start", type=Path, help="an asset whose weights a new training begins with; kept in DIR")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--pack", action="store_true", help="write the asset from what is trained, and train nothing")
+    parser.add_argument("--pack", action="store_true", help="write the assets from what is trained, and train nothing")
     parser.add_argument("--samples", action="store_true", help="draw with what is trained so far, and train nothing")
     args = parser.parse_args()
     start = args.folder / "start.safetensors"
@@ -62,7 +67,8 @@ def main() -> None:
         shutil.copyfile(args.start, start)
     found = stages(args.folder, args.scale, args.device, start if start.is_file() else None)
     if args.pack:
-        print(f"{pack(args.folder, found) / 2**20:.1f} MB in {asset.ASSET.relative_to(ROOT)}")
+        for path, size in pack(args.folder):
+            print(f"{size / 2**20:.1f} MB in {path.relative_to(ROOT)}")
         return
     if args.samples:
         plot_losses(args.folder)
@@ -79,11 +85,14 @@ def main() -> None:
                 return
 
 
-def pack(folder: Path, found: list[Stage]) -> int:
-    """Write the asset from painter and decoder as far as they are trained; returns its size in bytes."""
-    (painter,) = (stage for stage in found if isinstance(stage, PainterStage))
-    vae = autoencoder(folder, "cpu").state_dict()
-    return asset.pack(painter.trained() | {f"vae.{name}": value for name, value in vae.items()}, TOKENS)
+def pack(folder: Path) -> Iterator[tuple[Path, int]]:
+    """Write the assets from what is trained, as far as it is, and give their sizes in bytes: the checkpoint's, and the
+    adapter's with what it sees by."""
+    painted = trained_weights(folder, PainterStage.name)
+    coded = {f"vae.{name}": value for name, value in autoencoder(folder, "cpu").state_dict().items()}
+    yield asset.ASSET, asset.pack(painted | coded, TOKENS)
+    if (folder / f"{AdapterStage.name}.state.pt").is_file():
+        yield asset.ADAPTER, asset.pack(adapter_weights(folder), [], asset.ADAPTER)
 
 
 if __name__ == "__main__":

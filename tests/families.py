@@ -1,8 +1,11 @@
 """Small models of the families that number their blocks, with their text encoders and where their tokens stand."""
 
+import base64
 import io
+import json
 from collections.abc import Callable
 from functools import cache
+from importlib.util import find_spec
 from typing import NamedTuple
 from unittest.mock import patch
 
@@ -286,12 +289,16 @@ def flux_clip():
 
 @cache
 def mistral_clip():
-    """Flux.2 dev's, with a small vocabulary in the place of the one that ComfyUI reads from Mistral's file."""
+    """Flux.2 dev's."""
     from comfy.text_encoders import flux
 
     small = {**SMALL, "vocab_size": 512, "num_hidden_layers": STACKED[-1]}
+    given = flux.flux2_te(), flux.Flux2Tokenizer, {"tekken_model": tekken()}
+    if find_spec("comfy.text_encoders.bpe_tokenizer"):
+        return text_encoder(*given, mistral3_24b_model_config=small)
+    # before 0.33.0 ComfyUI reads the file by a part of transformers that newer transformers have not
     with patch.object(flux, "load_mistral_tokenizer", lambda _: {"tokenizer_object": byte_pairs(), "legacy": False}):
-        return text_encoder(flux.flux2_te(), flux.Flux2Tokenizer, mistral3_24b_model_config=small)
+        return text_encoder(*given, mistral3_24b_model_config=small)
 
 
 @cache
@@ -331,7 +338,10 @@ def gemma_clip():
 
     small = {**SMALL, "vocab_size": 512}
     return text_encoder(
-        lumina2.te(), lumina2.LuminaTokenizer, sentencepiece(spaces=False), gemma2_2b_model_config=small
+        lumina2.te(),
+        lumina2.LuminaTokenizer,
+        {"spiece_model": sentencepiece(spaces=False)},
+        gemma2_2b_model_config=small,
     )
 
 
@@ -353,7 +363,9 @@ def umt5_clip():
     from comfy.text_encoders import wan
 
     small = {"vocab_size": 512, "d_ff": 64, "d_kv": 16, "num_heads": 1, "num_layers": 1}
-    return text_encoder(wan.te(), wan.WanT5Tokenizer, sentencepiece(spaces=True), umt5xxl_model_config=small)
+    return text_encoder(
+        wan.te(), wan.WanT5Tokenizer, {"spiece_model": sentencepiece(spaces=True)}, umt5xxl_model_config=small
+    )
 
 
 @cache
@@ -381,11 +393,15 @@ def sentencepiece(spaces: bool) -> bytes:
     return model.getvalue()
 
 
+MARKS = {0: "<unk>", 1: "<s>", 2: "</s>", 3: "[INST]", 4: "[/INST]", 11: "<pad>"}
+MARKS |= {17: "[SYSTEM_PROMPT]", 18: "[/SYSTEM_PROMPT]"}
+MARKS = {number: MARKS.get(number, f"<SPECIAL_{number}>") for number in range(20)}
+
+
 def byte_pairs():
     """A small vocabulary of the kind that Mistral has: byte pairs within words, which count the space before them."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    marks = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]"]
     tokenizer = Tokenizer(models.BPE())
     words = Regex(r" ?\p{L}+| ?[^\s\p{L}]+|\s+(?!\S)|\s+")
     split = pre_tokenizers.Split(words, behavior="isolated")
@@ -393,12 +409,30 @@ def byte_pairs():
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=400,
-        special_tokens=marks,
+        special_tokens=[*MARKS.values()],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
     tokenizer.train_from_iterator([WORDS] * 3, trainer)
     return tokenizer
+
+
+def tekken() -> bytes:
+    """The same vocabulary in Mistral's file format."""
+    numbers = byte_pairs().get_vocab()
+    words = sorted(set(numbers) - {*MARKS.values()}, key=lambda word: numbers[word])
+    # bytes that can't be printed are written as the characters from 256 on, in order
+    shown = {ord(character) for word in words for character in word}
+    hidden = iter(sorted(code for code in shown if code > 255))
+    byte_of = {chr(byte if byte in shown else next(hidden)): byte for byte in range(256)}
+    coded = [base64.b64encode(bytes(map(byte_of.__getitem__, word))).decode() for word in words]
+    return json.dumps(
+        {
+            "config": {"default_vocab_size": len(numbers), "default_num_special_tokens": len(MARKS)},
+            "vocab": [{"rank": rank, "token_bytes": word} for rank, word in enumerate(coded)],
+            "special_tokens": [{"rank": rank, "token_str": word} for rank, word in MARKS.items()],
+        }
+    ).encode()
 
 
 FLUX = Family("Flux.1", flux, flux_clip, 16, (16, 56, 56), 10000)

@@ -570,7 +570,7 @@ def test_regions_from_attention_go_on_where_the_recorded_sampler_stopped():
 PICTURED = StoryText("Picture 7", "a spotted gray mouse with a crown", "standing at sea\nreading a book at home")
 
 
-@pytest.mark.parametrize(("row", "says"), zip(PICTURE_ROWS, ("a cartoon", "", "a mouse", "", ""), strict=True))
+@pytest.mark.parametrize(("row", "says"), [*zip(PICTURE_ROWS, ("a cartoon", "", "a mouse", "", ""), strict=True)])
 def test_a_picture_says_what_the_words_leave_out(row, says):
     settings = {"checkpoint": NAME, "size": "64x64", "steps": 2, "eot": "reweight", "dtype": None, "clip-vision": None}
     graph = graphs.story_graph(PICTURED, PICTURE_ROWS[row], 7, settings)

@@ -68,16 +68,15 @@ TEXT_CONFIGS = {
 }
 
 
-def text_encoder(model: type, tokenizer: type, vocabulary: bytes | None = None, **config) -> comfy.sd.CLIP:
-    """ComfyUI's own class of a text encoder with few layers and no eyes, and its tokenizer."""
+def text_encoder(model: type, tokenizer: type, data: dict[str, bytes] | None = None, **config) -> comfy.sd.CLIP:
+    """ComfyUI's own class of a text encoder with few layers and no eyes, and its tokenizer, made of a file's `data`."""
 
     class Target:
         params: dict = {}
 
     Target.clip, Target.tokenizer = model, tokenizer
-    data = {"spiece_model": vocabulary} if vocabulary else {}
     options = {**TEXT_CONFIGS, **config, "dtype": torch.float32}
-    clip = comfy.sd.CLIP(Target, tokenizer_data=data, parameters=1, state_dict=[], model_options=options)
+    clip = comfy.sd.CLIP(Target, tokenizer_data=data or {}, parameters=1, state_dict=[], model_options=options)
     for module in list(clip.cond_stage_model.modules()):
         if hasattr(module, "visual"):
             del module.visual

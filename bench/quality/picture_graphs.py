@@ -29,7 +29,7 @@ def said(identity: str, says: str) -> str:
     if says == "all":
         return identity
     species = [word for word in identity.split() if word in VALUES["species"]]
-    return with_article(" ".join(species)) if says == "species" else ANYBODY
+    return with_article(" ".join(species)) if species and says == "species" else ANYBODY
 
 
 def picture_name(story: StoryText) -> str:

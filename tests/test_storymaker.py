@@ -25,7 +25,6 @@ SHOWN = [("Otto",), ("Mia", "Otto"), ("Mia", "Otto", "Ada"), ()]
 SCALE, LORA = 0.8, 0.2
 """A random LoRA as strong as StoryMaker's own, 0.8, makes the model chaotic: weights that differ in their last bit then
 move its latents by 0.003 of a standard deviation in two steps, and by 2e-5 at 0.2."""
-"""A random LoRA at more than this makes attention choose so sharply that float noise grows to be seen."""
 STATE = adapter("StoryMaker", lora=2)
 one_step = partial(sample, steps=1, cfg=1.0)
 

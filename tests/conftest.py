@@ -87,6 +87,13 @@ def negative(sd: StableDiffusion) -> list:
     return encode(sd.clip, "blurry, low quality")
 
 
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """ComfyUI's folder of previews, for this test alone."""
+    monkeypatch.setattr("folder_paths.get_temp_directory", lambda: str(tmp_path))
+    return tmp_path
+
+
 @pytest.fixture(scope="session")
 def server(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory):
     """A client of a real ComfyUI server with the pack in it; the server runs for the rest of the session.

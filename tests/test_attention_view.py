@@ -18,6 +18,8 @@ from onestory.svr.record import KEY
 from onestory.tools.client import images
 from reference import ONE_ROUNDING, relative_error
 
+pytestmark = pytest.mark.usefixtures("temporary")
+
 run = partial(duplicates.run, steps=2)
 
 
@@ -37,11 +39,6 @@ def record(model, blocks="output.3-5", start_percent=0.0, end_percent=1.0):
 
 def view(images, attention, scale="story", opacity=0.7):
     return OneStoryAttentionView.execute(images, attention, scale, opacity)
-
-
-@pytest.fixture(autouse=True)
-def temporary(tmp_path, monkeypatch):
-    monkeypatch.setattr("folder_paths.get_temp_directory", lambda: str(tmp_path))
 
 
 # --- it sees what attention does --------------------------------------------------------------------------------------

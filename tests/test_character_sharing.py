@@ -20,6 +20,8 @@ from reference import anchor_frames, tile_starts
 from tiny import sd3, sd3_clip
 from warned import warnings_of
 
+pytestmark = pytest.mark.usefixtures("temporary")
+
 TALE = story(
     "[Mia] a red fox\n[Otto] a blue owl",
     "[Mia] reads",
@@ -41,11 +43,6 @@ def regional(model, layout=LAYOUT, **more):
     """Story Regions that says where they are and, beginning after the last step, changes no attention of its own."""
     given = {"strength": 1.0, "end_of_text": 1.0, "blocks": "all", "start_percent": 1.0, "end_percent": 1.0}
     return OneStoryRegions.execute(model, TALE, layout, character="", **{**given, **more}).result[0]
-
-
-@pytest.fixture(autouse=True)
-def temporary(tmp_path, monkeypatch):
-    monkeypatch.setattr("folder_paths.get_temp_directory", lambda: str(tmp_path))
 
 
 @pytest.fixture(scope="module")

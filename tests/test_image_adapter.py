@@ -32,6 +32,8 @@ from warned import warnings_of
 
 import nodes
 
+pytestmark = pytest.mark.usefixtures("temporary")
+
 TALE = story("[Mia] a red fox\n[Otto] a blue owl", "[Mia] at sea", "[Otto] reads", "[Mia] and [Otto] wave", "[NC] rain")
 SHOWN = [("Mia",), ("Otto",), ("Mia", "Otto"), ()]
 WIDTH, HEIGHT = 24, 40
@@ -117,11 +119,6 @@ def regions(model, layout, **changed):
         **changed,
     }
     return OneStoryRegions.execute(model, TALE, layout, **inputs).result[0]
-
-
-@pytest.fixture(autouse=True)
-def temporary(tmp_path, monkeypatch):
-    monkeypatch.setattr("folder_paths.get_temp_directory", lambda: str(tmp_path))
 
 
 # --- projectors ------------------------------------------------------------------------------------------------------

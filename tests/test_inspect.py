@@ -230,9 +230,9 @@ def test_prompts_of_very_many_tokens_share_columns(tokens, columns):
     assert draw_story([], ["A", "B", "C"], [line], np.zeros((1, 1))).shape == (page.y, WIDTH, 3)
 
 
+@pytest.mark.usefixtures("temporary")
 @pytest.mark.parametrize("frames", [374, 747])
-def test_the_node_draws_very_long_stories(frames, tmp_path, monkeypatch):
-    monkeypatch.setattr("folder_paths.get_temp_directory", lambda: str(tmp_path))
+def test_the_node_draws_very_long_stories(frames):
     record, embeds, norms = annotated([1] * frames, width=1)
     (image,) = OneStoryInspect.execute([[embeds, {KEY: Attached(record, norms)}]]).result
     assert image.shape[0] == 1 and image.shape[2:] == (WIDTH, 3)
@@ -275,8 +275,7 @@ def test_long_prompts_wrap():
     assert all(word.x + word.text.width <= WIDTH for word in many.words)
 
 
-def test_the_node_draws_the_story_and_shows_it(sd, prompt, tmp_path, monkeypatch):
-    monkeypatch.setattr("folder_paths.get_temp_directory", lambda: str(tmp_path))
+def test_the_node_draws_the_story_and_shows_it(sd, prompt, temporary):
     conditioning = OneStoryNaiveReweight.execute(prompt, 2.0, 0.5).result[0]
     plain = [[torch.zeros(1, 77, 768), {}]]
     output = OneStoryInspect.execute(plain + conditioning)
@@ -284,19 +283,19 @@ def test_the_node_draws_the_story_and_shows_it(sd, prompt, tmp_path, monkeypatch
     assert image.dtype == torch.float32 and image.shape[0] == 1 and image.shape[2:] == (WIDTH, 3)
     assert image.min() >= 0 and image.max() <= 1
     (shown,) = output.ui.as_dict()["images"]
-    assert Image.open(tmp_path / shown["filename"]).size == (WIDTH, image.shape[1])
+    assert Image.open(temporary / shown["filename"]).size == (WIDTH, image.shape[1])
 
 
-def test_it_changes_nothing(prompt, tmp_path, monkeypatch):
-    monkeypatch.setattr("folder_paths.get_temp_directory", lambda: str(tmp_path))
+@pytest.mark.usefixtures("temporary")
+def test_it_changes_nothing(prompt):
     (embeds, options), *_ = prompt
     before, keys = embeds.clone(), dict(options)
     OneStoryInspect.execute(prompt)
     assert torch.equal(before, embeds) and list(options) == list(keys) and options[KEY] is keys[KEY]
 
 
-def test_a_run_of_a_split_story_shows_its_frames(prompt, tmp_path, monkeypatch):
-    monkeypatch.setattr("folder_paths.get_temp_directory", lambda: str(tmp_path))
+@pytest.mark.usefixtures("temporary")
+def test_a_run_of_a_split_story_shows_its_frames(prompt):
     for conditioning, _, _ in split(prompt, {"samples": torch.zeros(3, 4, 8, 8)}, 1, 1):
         [(embeds, options)] = conditioning
         record, norms = options[KEY].record, options[KEY].norms

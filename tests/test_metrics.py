@@ -17,6 +17,8 @@ from PIL import Image
 
 import nodes
 
+pytestmark = pytest.mark.usefixtures("temporary")
+
 FRAMES = 4
 PAIRS = [(i, j) for i in range(FRAMES) for j in range(i)]
 
@@ -31,11 +33,6 @@ def images():
     """Frames of 48 x 80 pixels that differ in colour and in detail."""
     tint = random([FRAMES, 1, 1, 3], seed=1)
     return 0.7 * tint + 0.3 * random([FRAMES, 48, 80, 3], seed=2)
-
-
-@pytest.fixture(autouse=True)
-def temporary(tmp_path, monkeypatch):
-    monkeypatch.setattr("folder_paths.get_temp_directory", lambda: str(tmp_path))
 
 
 @torch.inference_mode()

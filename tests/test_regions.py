@@ -29,6 +29,8 @@ from warned import warnings_of
 
 import nodes
 
+pytestmark = pytest.mark.usefixtures("temporary")
+
 TALE = story(
     "[Mia] a red fox\n[Otto] a blue owl", "[Mia] and [Otto] at sea", "[Mia] reads", "[NC] rain", "[Otto] waves at [Mia]"
 )
@@ -51,11 +53,6 @@ def regions(model, layout=LAYOUT, strength=1.0, end_of_text=1.0, mask=None, char
 
 def regional(model, *args, **kwargs):
     return regions(model, *args, **kwargs).result[0]
-
-
-@pytest.fixture(autouse=True)
-def temporary(tmp_path, monkeypatch):
-    monkeypatch.setattr("folder_paths.get_temp_directory", lambda: str(tmp_path))
 
 
 @pytest.fixture(scope="module")

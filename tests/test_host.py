@@ -9,6 +9,7 @@ import tarfile
 import textwrap
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from onestory.tools import environment, host
@@ -121,11 +122,32 @@ def world(tmp_path, monkeypatch) -> Path:
     file = host.HOST / "models" / "checkpoints" / host.WORLD_CHECKPOINT
     file.parent.mkdir(parents=True)
     file.write_bytes(b"first weights")
-    monkeypatch.setattr(host, "checkpoint", lambda *_: file)
+    monkeypatch.setattr(host, "written", lambda *_: [file])
     return file
 
 
-def refuse(*_) -> None:
+def test_the_worlds_adapter_and_what_it_reads_stand_among_our_own_editors_models(tmp_path, monkeypatch):
+    monkeypatch.setattr(host, "HOST", tmp_path / ".host")
+    monkeypatch.setattr(host, "WORLD_ADAPTER", host.ROOT / "missing.safetensors")
+    own = host.Host(make_comfyui(host.HOST / "ComfyUI"), Path(sys.executable))
+    with pytest.raises(Failure, match="There is no missing.safetensors: docs/story-world.md says how to train it."):
+        host.world_adapter(own, host.HOST)
+    monkeypatch.setattr(host, "WORLD_ADAPTER", Path(__file__))
+
+    def write(command, **_):
+        for path in command[3:]:
+            path.write_text(path.parent.name)
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(host.subprocess, "run", write)
+    found = host.world_adapter(own, host.HOST)
+    assert found == [own.comfyui / "models" / name for name in host.WORLD_ADAPTER_FILES]
+    assert [path.read_text() for path in found] == ["ipadapter", "clip_vision"]
+    monkeypatch.setattr(host.subprocess, "run", refuse)
+    assert host.world_adapter(own, host.HOST) == found
+
+
+def refuse(*_, **__) -> None:
     raise OSError("no hard links here")
 
 

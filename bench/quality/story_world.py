@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
 def show_pictures(this: host.Host, clients: Iterable[Client], stories: Sequence[StoryText], folder: Path) -> None:
     """Draw each story's character into `folder`, and give the servers the pictures."""
     folder.mkdir(parents=True, exist_ok=True)
-    draw = [this.python, SCRIPT, "draw", str(len(stories)), str(folder)]
+    draw: list[str | Path] = [this.python, SCRIPT, "draw", str(len(stories)), str(folder)]
     done = subprocess.run(draw, capture_output=True, text=True)
     if done.returncode:
         raise Failure(f"The characters could not be drawn:\n{host.tail(done.stderr)}")

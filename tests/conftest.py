@@ -3,6 +3,7 @@
 Tests import the pack as `onestory`, without running its door, and ComfyUI's modules (`comfy`, `nodes`) by their names.
 """
 
+import gc
 import json
 import os
 import signal
@@ -85,6 +86,19 @@ def negative(sd: StableDiffusion) -> list:
     from graphs import encode
 
     return encode(sd.clip, "blurry, low quality")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_models():
+    """Let go of the models that a file's tests made: the text encoders of all families take gigabytes."""
+    yield
+    modules = [sys.modules[name] for name in ("families", "tiny") if name in sys.modules]
+    values = [value for module in modules for value in vars(module).values()]
+    caches = [value for value in values if hasattr(value, "cache_clear") and value.cache_info().currsize]
+    for cache in caches:
+        cache.cache_clear()
+    if caches:
+        gc.collect()
 
 
 @pytest.fixture

@@ -619,7 +619,7 @@ def test_the_worlds_kinds_of_stories_have_rows_of_their_own(arguments, sentence)
         (OneStorySelfAttention, graphs.SELF_ATTENTION),
         (OneStoryRegions, pair_graphs.REGIONS),
         (OneStoryAttentionRecorder, pair_graphs.RECORDER),
-        (OneStoryImageAdapter, picture_graphs.IMAGE_ADAPTER | {"scale": 0.7}),
+        (OneStoryImageAdapter, picture_graphs.IMAGE_CHARACTERS),
     ],
 )
 def test_rows_use_the_nodes_defaults(node, given):

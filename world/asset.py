@@ -31,8 +31,6 @@ HIDDEN = 3072
 LAYERS = 12
 LATENT_SCALE = 0.18215
 """Stable Diffusion 1.x multiplies latents by this; the file's `vae_scale` takes it back."""
-HEAD = 64
-"""Channels of an attention head of CLIP's ViT-L."""
 VISION_WIDTH, VISION_COPIES, VISION_LAYERS = 128, 8, 24
 """Channels of the picture encoder, how many copies of them a ViT-L has, and its layers."""
 VISION_EMBEDDING, CLIP_EMBEDDING = 128, 768

@@ -13,7 +13,8 @@ from .pair_graphs import node
 ANYBODY = "a cartoon"
 """What an identity prompt calls a character of whom it says nothing."""
 ADAPTER, ENCODER = (Path(name).name for name in WORLD_ADAPTER_FILES)
-IMAGE_ADAPTER = {
+IMAGE_CHARACTERS = {
+    "scale": 0.7,
     "fit": "pad",
     "pictures": "all",
     "version": "auto",
@@ -22,12 +23,11 @@ IMAGE_ADAPTER = {
     "start_percent": 0.0,
     "end_percent": 1.0,
 }
+"""The node's defaults."""
 
 
 def said(identity: str, says: str) -> str:
-    """What the identity prompt says of the character: "all" that it does, the "species" alone, or "nothing"."""
-    if says == "all":
-        return identity
+    """What the identity prompt says of the character: its "species" alone, or "nothing"."""
     species = [word for word in identity.split() if word in VALUES["species"]]
     return with_article(" ".join(species)) if species and says == "species" else ANYBODY
 
@@ -48,7 +48,6 @@ def add_picture(graph: dict[str, dict[str, Any]], story: StoryText, model: str, 
         cast=["cast", 0],
         clip_vision=["encoder", 0],
         adapter=ADAPTER,
-        scale=scale,
-        **IMAGE_ADAPTER,
+        **{**IMAGE_CHARACTERS, "scale": scale},
     )
     return "adapter"

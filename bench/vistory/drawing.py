@@ -13,20 +13,10 @@ from ...tools.make import LOADER, SCRIPT, with_seed, with_story
 from ...tools.pool import Server
 from ...tools.results import RESULT, digest, is_kept, write_json
 from ..quality.pair_graphs import node
+from ..quality.picture_graphs import IMAGE_CHARACTERS
 from .dataset import BenchStory, Character
 
 CAST, ADAPTER = "OneStoryCast", "OneStoryImageAdapter"
-IMAGE_CHARACTERS = {
-    "scale": 0.7,
-    "fit": "pad",
-    "pictures": "all",
-    "version": "auto",
-    "lora_strength": 1.0,
-    "blocks": "all",
-    "start_percent": 0.0,
-    "end_percent": 1.0,
-}
-"""The node's defaults."""
 FOLDER = "onestory_vistory"
 """Where the characters' pictures are in a server's input folder."""
 

@@ -17,8 +17,8 @@ from ..asset import ADAPTER_TOKENS, VISION_EMBEDDING
 from ..drawing.attributes import IDENTITY, Attributes, select
 from ..drawing.captions import MENTIONED, frame_prompt, identity_prompt, said_of_frame, said_of_identity
 from ..drawing.render import render
-from .loop import Stage, channels_last, trained_weights
-from .painter import Painter, PainterStage, autoencoder, even_steps, looks, signal, tokens, weights_of
+from .loop import Stage, trained_weights
+from .painter import autoencoder, even_steps, looks, painter_of, signal, tokens, weights_of
 from .precision import autocast
 from .text_encoder import WIDTH
 from .unet import CHANNELS, HEADS, Attention, SpatialTransformer, TransformerBlock, UNet
@@ -132,7 +132,7 @@ class AdapterStage(Stage):
         return name.startswith("projector.")
 
     def build(self) -> nn.Module:
-        self.teacher, adapted = (channels_last(painter_of(self.folder, self.device)) for _ in range(2))
+        self.teacher, adapted = (painter_of(self.folder, self.device) for _ in range(2))
         self.eyes = eyes_of(self.folder, self.device)
         self.coder = autoencoder(self.folder, self.device)
         net = Adapter(adapted.unet)
@@ -225,13 +225,6 @@ class Captions(NamedTuple):
         who = ANYBODY if rng.random() < ANYBODY_SHARE else identity_prompt(picture, said_of_identity(rng))
         said = "" if silent else f"{who}{shown}"
         return cls(said, said if blind else f"{identity_prompt(picture, set(MENTIONED))}{shown}", blind)
-
-
-def painter_of(folder: Path, device: str) -> Painter:
-    """The painter as far as it is trained; nothing of it learns."""
-    net = Painter()
-    net.load_state_dict(trained_weights(folder, PainterStage.name))
-    return net.to(device).eval().requires_grad_(False)
 
 
 def eyes_of(folder: Path, device: str) -> Vision:

@@ -20,7 +20,7 @@ from .autoencoder import (
     standardised,
 )
 from .loop import channels_last, trained_weights
-from .painter import Painter, PainterStage, even_steps, looks, signal, tokens
+from .painter import even_steps, looks, painter_of, signal, tokens
 from .precision import autocast
 
 CELLS = CROP // 8
@@ -61,9 +61,7 @@ class MendingStage(DecoderStage):
     def build(self) -> nn.Module:
         net = cast(Autoencoder, super().build())
         net.load_state_dict(trained_weights(self.folder, DecoderStage.name))
-        painter = Painter()
-        painter.load_state_dict(trained_weights(self.folder, PainterStage.name))
-        self.painter = channels_last(painter.to(self.device)).eval()
+        self.painter = painter_of(self.folder, self.device)
         self.encoder = channels_last(standardised(self.folder).to(self.device)).eval()
         return net
 

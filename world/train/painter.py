@@ -223,6 +223,13 @@ def known_words(net: Painter, weights: dict[str, Tensor], known: list[int]) -> d
     return found | {"text.token_embedding.weight": words}
 
 
+def painter_of(folder: Path, device: str) -> Painter:
+    """The painter as far as it is trained; nothing of it learns."""
+    net = Painter()
+    net.load_state_dict(trained_weights(folder, PainterStage.name))
+    return channels_last(net.to(device)).eval().requires_grad_(False)
+
+
 @cache
 def autoencoder(folder: Path, device: str) -> Autoencoder:
     """The autoencoder with latents of unit scale, its decoder as far as it is trained."""

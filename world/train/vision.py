@@ -1,16 +1,15 @@
 """A small picture encoder in CLIP ViT-L's layout, trained to read the characters that pictures show."""
 
-from pathlib import Path
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..asset import HEAD, VISION_EMBEDDING, VISION_WIDTH
+from ..asset import VISION_EMBEDDING, VISION_WIDTH
 from ..drawing.attributes import IDENTITY, Attributes, draw
 from ..drawing.render import SIDE, render
 from .loop import Stage
 from .precision import autocast
+from .text_encoder import Layer
 
 PATCH, PICTURE = 14, 224
 """CLIP ViT-L's: pixels of a patch's side and of a picture's."""
@@ -20,42 +19,6 @@ MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 SMALLEST = 0.8
 """The smallest part of a picture's side that the encoder learns from."""
-
-
-class SelfAttention(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(VISION_WIDTH, VISION_WIDTH) for _ in range(4))
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (
-            layer(x).unflatten(-1, (-1, HEAD)).transpose(1, 2) for layer in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        return self.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-
-
-class FeedForward(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.fc1 = nn.Linear(VISION_WIDTH, HIDDEN)
-        self.fc2 = nn.Linear(HIDDEN, VISION_WIDTH)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.fc1(x)
-        return self.fc2(x * torch.sigmoid(1.702 * x))
-
-
-class Layer(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.layer_norm1 = nn.LayerNorm(VISION_WIDTH)
-        self.self_attn = SelfAttention()
-        self.layer_norm2 = nn.LayerNorm(VISION_WIDTH)
-        self.mlp = FeedForward()
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.self_attn(self.layer_norm1(x))
-        return x + self.mlp(self.layer_norm2(x))
 
 
 class Embeddings(nn.Module):
@@ -83,7 +46,7 @@ class Vision(nn.Module):
         super().__init__()
         self.embeddings = Embeddings()
         self.pre_layrnorm = nn.LayerNorm(VISION_WIDTH)
-        self.layers = nn.ModuleList(Layer() for _ in range(LAYERS))
+        self.layers = nn.ModuleList(Layer(VISION_WIDTH, HIDDEN, causal=False) for _ in range(LAYERS))
         self.post_layernorm = nn.LayerNorm(VISION_WIDTH)
         self.visual_projection = nn.Linear(VISION_WIDTH, VISION_EMBEDDING, bias=False)
 
@@ -124,9 +87,6 @@ class VisionStage(Stage):
     average = 0.99
     bank: tuple[int, Tensor, Attributes] | None = None
     bank_size, bank_steps = 512, 16
-
-    def __init__(self, folder: Path, steps: int, batch: int, **options):
-        super().__init__(folder, steps, batch, **options)
 
     def build(self) -> nn.Module:
         return Reader()

@@ -177,9 +177,10 @@ def test_spread_captions_differ_in_size_alone_and_in_padding_that_says_nothing(n
     net, _ = networks
     rows = torch.tensor([painter.tokens(text) for text in ("", *[TEXT] * 100)])
     plain, empty = net.text(rows), net.text(rows[:1])
-    found = net.spread(rows, random.Random(1))
+    spread = painter.Spread.of(rows, random.Random(1))
+    found = net.spread(rows, spread)
     assert torch.equal(found[0], plain[0])
-    assert torch.equal(found, net.spread(rows, random.Random(1)))
+    assert torch.equal(spread.sizes, painter.Spread.of(rows, random.Random(1)).sizes)
     end = 1 + len(TEXT.replace(",", " ,").split())
     assert torch.equal(found[1:, 0], plain[1:, 0])
     sizes = found[1:].norm(dim=-1) / plain[1:].norm(dim=-1)
@@ -315,14 +316,12 @@ def test_what_a_perfect_painter_guesses_is_the_latents(tmp_path, monkeypatch):
 def test_the_painters_loss_weighs_a_step_by_its_noise_and_takes_a_step_from_every_range(tmp_path):
     """A painter that always answers no noise has the mean of the weights as its loss: noise has variance 1."""
     stage = painter.PainterStage(tmp_path, steps=4, batch=8, start=tmp_path)
-    generator = torch.Generator().manual_seed(1)
-    pictures = {"latents": torch.randn(painter.SHARD, 4, 16, 16, generator=generator)}
-    attributes = draw(painter.SHARD, generator)
-    stage.pool = {(shard, 128): (pictures["latents"], attributes) for shard in range(painter.FIRST_SHARDS)}
+    latents = torch.randn(painter.SHARD, 4, 16, 16, generator=torch.Generator().manual_seed(1))
+    stage.pool = {(shard, 128): latents for shard in range(painter.FIRST_SHARDS)}
     seen = []
 
     def silent(noisy, steps, rows, spread):
-        assert rows.shape == (8, 77) and spread is not None
+        assert rows.shape == spread.sizes.shape == spread.silent.shape == (8, 77)
         seen.append(steps)
         return torch.zeros_like(noisy)
 

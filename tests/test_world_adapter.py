@@ -30,7 +30,7 @@ def folder(tmp_path_factory):
     for name, net in nets.items():
         torch.save({"averaged": net.state_dict()}, folder / f"{name}.state.pt")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(adapter, "BANK", 4)
+        patch.setattr(adapter.AdapterStage, "bank_steps", 2)
         patch.setattr(adapter, "FITTED", 8)
         assert adapter.AdapterStage(folder, steps=2, batch=2).train()
     return folder
@@ -118,7 +118,7 @@ def test_the_reader_reads_every_attribute_of_identity(folder):
     with torch.inference_mode():
         assert {name: x.shape[1] for name, x in reader(pictures).items()} == {n: len(v) for n, v in IDENTITY.items()}
     stage = vision.VisionStage(folder, steps=1, batch=4)
-    stage.bank_size = 8
+    stage.bank_steps = 2
     losses = [stage.loss(reader, 0).item() for _ in range(2)]
     assert losses[0] == losses[1]
 

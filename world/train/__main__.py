@@ -1,7 +1,7 @@
 """Train the Story World's checkpoint, or go on where the last run stopped.
 
     python -m world.train [--folder DIR] [--minutes M] [--stages NAME,...] [--device cuda] [--scale X]
-                          [--start ASSET] [--samples] [--pack]
+                          [--batch X] [--start ASSET] [--samples] [--pack]
 
 Runs from the repository's root with nothing but PyTorch, safetensors and Pillow. The folder holds every stage's state,
 saved every few minutes, a log and a plot of its losses and a picture of samples; `--pack` writes the asset from them.
@@ -28,15 +28,16 @@ from .vision import VisionStage
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def stages(folder: Path, scale: float, device: str, start: Path | None) -> list[Stage]:
-    """All stages in order; `scale` multiplies the number of steps, `start` is the asset to go on from."""
+def stages(folder: Path, scale: float, batch: int, device: str, start: Path | None) -> list[Stage]:
+    """All stages in order; `scale` multiplies the number of steps, `batch` the pictures of each, and `start` is the
+    asset to go on from."""
     return [
-        AutoencoderStage(folder, round(10000 * scale), 8, device=device, start=start),
-        DecoderStage(folder, round(5000 * scale), 8, device=device),
-        PainterStage(folder, round(3000 * scale), 32, device=device, start=start),
-        MendingStage(folder, round(3000 * scale), 8, device=device),
-        VisionStage(folder, round(3000 * scale), 32, device=device),
-        AdapterStage(folder, round(600 * scale), 16, device=device),
+        AutoencoderStage(folder, round(10000 * scale), 8 * batch, device=device, start=start),
+        DecoderStage(folder, round(5000 * scale), 8 * batch, device=device),
+        PainterStage(folder, round(3000 * scale), 32 * batch, device=device, start=start),
+        MendingStage(folder, round(3000 * scale), 8 * batch, device=device),
+        VisionStage(folder, round(3000 * scale), 32 * batch, device=device),
+        AdapterStage(folder, round(600 * scale), 16 * batch, device=device),
     ]
 
 
@@ -52,6 +53,7 @@ def main() -> None:
     parser.add_argument(
         "--scale", type=float, default=1.0, help="multiplies every stage's steps; 1 suits two CPU cores"
     )
+    parser.add_argument("--batch", type=int, default=1, help="multiplies the pictures of a step; 8 suits a GPU")
     parser.add_argument("--start", type=Path, help="an asset whose weights a new training begins with; kept in DIR")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--pack", action="store_true", help="write the assets from what is trained, and train nothing")
@@ -65,7 +67,7 @@ def main() -> None:
             )
         args.folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(args.start, start)
-    found = stages(args.folder, args.scale, args.device, start if start.is_file() else None)
+    found = stages(args.folder, args.scale, args.batch, args.device, start if start.is_file() else None)
     if args.pack:
         for path, size in pack(args.folder):
             print(f"{size / 2**20:.1f} MB in {path.relative_to(ROOT)}")

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from ..asset import ADAPTER_TOKENS, VISION_EMBEDDING
 from ..drawing.attributes import IDENTITY, Attributes, select
 from ..drawing.captions import MENTIONED, frame_prompt, identity_prompt, said_of_frame, said_of_identity
-from ..drawing.render import render
+from ..drawing.render import parts, render
 from .loop import Stage, trained_weights
 from .painter import autoencoder, even_steps, looks, painter_of, signal, tokens, weights_of
 from .precision import autocast
@@ -30,9 +30,6 @@ ANYBODY_SHARE = 0.6
 UNSEEN_SHARE = 0.1
 """Pictures that the adapter doesn't see, for classifier-free guidance."""
 UNSAID_SHARE = 0.1
-BANK = 256
-"""Characters that a few steps' are from."""
-BANK_STEPS = 16
 FITTED = 1024
 """Pictures that the tokens are fitted to captions with before training."""
 PLACES = (20, 35, 50, 76)
@@ -126,6 +123,7 @@ class AdapterStage(Stage):
     name = "adapter"
     rate = 2e-3
     average = 0.99
+    bank_steps = 16
     shown: tuple[int, Shown] | None = None
 
     def outside(self, name: str) -> bool:
@@ -159,7 +157,7 @@ class AdapterStage(Stage):
     def embeddings(self, attributes: Attributes, generator: torch.Generator) -> Tensor:
         """What the encoder sees in pictures of these characters."""
         found = []
-        for part in torch.arange(len(attributes["scene"])).split(64):
+        for part in parts(len(attributes["scene"]), self.device):
             pictures = render(select(attributes, part), device=self.device).clone()
             with autocast(self.device):
                 found.append(self.eyes(clip_pictures(disturbed_parts(pictures, generator))).float())
@@ -167,17 +165,18 @@ class AdapterStage(Stage):
 
     def characters(self, step: int) -> Shown:
         """Those that a step's are taken from."""
-        number = step // BANK_STEPS
+        number = step // self.bank_steps
         if self.shown is None or self.shown[0] != number:
             self.shown = number, self.show(torch.Generator().manual_seed(7_919 * (self.seed + 1) + number))
         return self.shown[1]
 
     @torch.no_grad()
     def show(self, generator: torch.Generator) -> Shown:
-        attributes, others = alone(BANK, generator), alone(BANK, generator)
+        count = self.batch * self.bank_steps
+        attributes, others = alone(count, generator), alone(count, generator)
         others |= {name: attributes[name] for name in IDENTITY}
         latents = []
-        for part in torch.arange(BANK).split(32):
+        for part in parts(count, self.device):
             pictures = render(select(attributes, part), device=self.device).clone()
             with autocast(self.device):
                 latents.append(self.coder.encode(pictures.contiguous(memory_format=torch.channels_last)).float())
@@ -190,7 +189,7 @@ class AdapterStage(Stage):
             random.Random(f"{self.seed} {step}"),
         )
         shown = self.characters(step)
-        index = torch.randint(BANK, (self.batch,), generator=generator)
+        index = torch.randint(len(shown.latents), (self.batch,), generator=generator)
         captions = [Captions.of(looks(shown.attributes, i), rng) for i in index.tolist()]
         blind = torch.tensor([caption.blind for caption in captions], device=self.device)
         clean, seen = shown.latents[index], shown.seen[index].masked_fill(blind[:, None], 0)

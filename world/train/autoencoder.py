@@ -13,9 +13,8 @@ from .loop import Stage, channels_last, trained_weights
 from .precision import autocast
 
 CROP = 64
-BANK = 16
-"""Pictures that the crops of a few steps are taken from: drawing them takes as long as learning from them."""
-BANK_STEPS = 8
+CROPS = 4
+"""Crops that are taken from a picture: drawing it takes as long as learning from it."""
 AUTOENCODERS = "mending", "decoder"
 """The stages after the first that train the decoder, the last one first."""
 
@@ -153,6 +152,12 @@ class AutoencoderStage(Stage):
     """The most noise on the latents, as a share of their deviation."""
     average = 0.995
     bank: tuple[int, Tensor] | None = None
+    bank_steps = 8
+
+    @property
+    def bank_size(self) -> int:
+        """Pictures that the crops of `bank_steps` steps are taken from."""
+        return -(-self.batch * self.bank_steps // CROPS)
 
     def outside(self, name: str) -> bool:
         return name.startswith(("taesd_encoder.0.", "taesd_encoder.14.", "taesd_decoder.1.", "taesd_decoder.19."))
@@ -167,10 +172,10 @@ class AutoencoderStage(Stage):
 
     def pictures(self, step: int) -> Tensor:
         """The pictures that a step's crops are from."""
-        number = step // BANK_STEPS
+        number = step // self.bank_steps
         if self.bank is None or self.bank[0] != number:
             generator = torch.Generator().manual_seed(7_877 * (self.seed + 1) + number)
-            self.bank = number, render(draw(BANK, generator), device=self.device).clone()
+            self.bank = number, render(draw(self.bank_size, generator), device=self.device).clone()
         return self.bank[1]
 
     def loss(self, net: nn.Module, step: int) -> Tensor:

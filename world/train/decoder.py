@@ -9,8 +9,6 @@ from ..drawing.attributes import draw
 from ..drawing.captions import whole_caption
 from ..drawing.render import SIDE, render
 from .autoencoder import (
-    BANK,
-    BANK_STEPS,
     CROP,
     Autoencoder,
     AutoencoderStage,
@@ -66,7 +64,7 @@ class MendingStage(DecoderStage):
         return net
 
     def guesses(self, step: int) -> Guessed:
-        number = step // BANK_STEPS
+        number = step // self.bank_steps
         if self.guessed is None or self.guessed[0] != number:
             self.guessed = number, self.guess(torch.Generator().manual_seed(7_883 * (self.seed + 1) + number))
         return self.guessed[1]
@@ -74,10 +72,10 @@ class MendingStage(DecoderStage):
     @torch.no_grad()
     def guess(self, generator: torch.Generator) -> Guessed:
         """New pictures with the painter's guesses of their latents."""
-        attributes = draw(BANK, generator)
+        attributes = draw(self.bank_size, generator)
         pictures = render(attributes, device=self.device).clone()
-        rows = [tokens(whole_caption(looks(attributes, index))) for index in range(BANK)]
-        steps = (even_steps(BANK, generator) * self.latest).long()
+        rows = [tokens(whole_caption(looks(attributes, index))) for index in range(self.bank_size)]
+        steps = (even_steps(self.bank_size, generator) * self.latest).long()
         share = signal()[steps].to(self.device).view(-1, 1, 1, 1)
         with autocast(self.device):
             clean = self.encoder.encode(pictures.contiguous(memory_format=torch.channels_last)).float()

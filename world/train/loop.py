@@ -31,6 +31,11 @@ def trained_weights(folder: Path, name: str, device: str = "cpu") -> dict[str, T
     return torch.load(folder / f"{name}.state.pt", map_location=device, weights_only=True)["averaged"]
 
 
+def sent(value: Tensor, device: str) -> Tensor:
+    """A tensor of the CPU's memory on a device; a GPU that is at work need not be waited for."""
+    return value.pin_memory().to(device, non_blocking=True) if device == "cuda" else value.to(device)
+
+
 class Stage(ABC):
     """One network's training. A step's data depends on the seed and the step's number alone."""
 
@@ -92,8 +97,9 @@ class Stage(ABC):
         step = self.load(net, averaged, optimizer)
         if step >= self.steps:
             return True
+        current = net.state_dict()
         started = saved = time.monotonic()
-        recent: list[float] = []
+        recent: list[Tensor] = []
         first = step
         while step < self.steps and time.monotonic() - started < minutes * 60:
             for group in optimizer.param_groups:
@@ -105,17 +111,17 @@ class Stage(ABC):
             optimizer.step()
             keep = min(self.average, (step + 1) / (step + 10))
             with torch.no_grad():
-                for name, value in net.state_dict().items():
+                for name, value in current.items():
                     if value.is_floating_point():
                         averaged[name].lerp_(value, 1 - keep)
                     else:
                         averaged[name].copy_(value)
-            recent.append(loss.item())
+            recent.append(loss.detach())
             step += 1
             now = time.monotonic()
             if len(recent) == 50 or step == self.steps:
                 pace = (step - first) * self.batch / (now - started)
-                self.log(step, sum(recent) / len(recent), pace)
+                self.log(step, torch.stack(recent).mean().item(), pace)
                 recent = []
             if now - saved > SAVE_SECONDS:
                 self.save(net, averaged, optimizer, step)

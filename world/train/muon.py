@@ -9,16 +9,16 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ROUNDS = 4
 
 
-def orthogonal(matrix: Tensor) -> Tensor:
-    """The nearest matrix [rows, columns] with singular values near 1, by Newton and Schulz's iteration in bfloat16."""
+def orthogonal(matrices: Tensor) -> Tensor:
+    """The nearest matrices [..., rows, columns] with singular values near 1, by Newton and Schulz in bfloat16."""
     a, b, c = COEFFICIENTS
-    x = (matrix / (matrix.norm() + 1e-7)).bfloat16()
-    wide = x.shape[0] <= x.shape[1]
+    x = (matrices / (matrices.norm(dim=(-2, -1), keepdim=True) + 1e-7)).bfloat16()
+    wide = x.shape[-2] <= x.shape[-1]
     x = x if wide else x.mT
     for _ in range(ROUNDS):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x if wide else x.mT).to(matrix.dtype)
+    return (x if wide else x.mT).to(matrices.dtype)
 
 
 class Muon(torch.optim.Optimizer):
@@ -37,20 +37,29 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure=None) -> None:  # type: ignore[override]
+        alike: dict[tuple[torch.Size, float], list[tuple[Tensor, Tensor]]] = {}
         for group in self.param_groups:
             for parameter in group["params"]:
-                if parameter.grad is not None:
-                    update = self.by_muon if group["muon"] else self.by_adam
-                    update(parameter, parameter.grad, self.state[parameter], group)
+                if parameter.grad is None:
+                    continue
+                if group["muon"]:
+                    momentum = self.momentum(parameter.grad, self.state[parameter], group)
+                    alike.setdefault((momentum.shape, group["lr"]), []).append((parameter, momentum))
+                else:
+                    self.by_adam(parameter, parameter.grad, self.state[parameter], group)
+        for ((rows, columns), rate), found in alike.items():
+            size = max(1.0, rows / columns) ** 0.5  # entries of 1 / sqrt(columns) RMS, as fresh weights have
+            steps = orthogonal(torch.stack([momentum for _, momentum in found]))
+            for (parameter, _), step in zip(found, steps, strict=True):
+                parameter.sub_(step.view(parameter.shape), alpha=rate * size)
 
-    def by_muon(self, parameter: Tensor, grad: Tensor, state: dict, group: dict) -> None:
+    @staticmethod
+    def momentum(grad: Tensor, state: dict, group: dict) -> Tensor:
+        """Nesterov's, as a matrix."""
         if "average" not in state:
             state["average"] = torch.zeros_like(grad)
         average = state["average"].lerp_(grad, 1 - group["momentum"])
-        step = orthogonal(grad.lerp(average, group["momentum"]).flatten(1))
-        rows, columns = step.shape
-        size = max(1.0, rows / columns) ** 0.5  # entries of 1 / sqrt(columns) RMS, as fresh weights have
-        parameter.sub_(step.view(parameter.shape), alpha=group["lr"] * size)
+        return grad.lerp(average, group["momentum"]).flatten(1)
 
     def by_adam(self, parameter: Tensor, grad: Tensor, state: dict, group: dict) -> None:
         if "step" not in state:

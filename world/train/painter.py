@@ -4,19 +4,22 @@ import json
 import math
 import os
 import random
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from ..asset import unpack
 from ..drawing.attributes import OTHER, VALUES, Attributes, draw, select
 from ..drawing.captions import caption
-from ..drawing.render import SIDE, render
+from ..drawing.render import SIDE, parts, render
 from .autoencoder import AUTOENCODERS, Autoencoder, standardised
-from .loop import Stage, channels_last, trained_weights
+from .loop import Stage, channels_last, sent, trained_weights
 from .precision import autocast
 from .text_encoder import LENGTH, TextEncoder
 from .unet import UNet
@@ -44,8 +47,10 @@ HALF_SHARE = 5 / 9
 """The first steps, but no larger share, see the pictures at half size: a third of the time, and words are learned."""
 SHARD = 1000
 FIRST_SHARDS = 3
-STEPS_PER_SHARD = 80
-"""One more shard of pictures joins every so many steps."""
+PICTURES_PER_SHARD = 2560
+"""One more shard of pictures joins whenever training has seen so many."""
+WORKERS, AHEAD = 4, 4
+"""The processes that make steps' data ahead of a GPU, and the steps that each is ahead."""
 SPREAD_FROM = 0.65
 """From this share of the steps on, the captions' embeddings are spread; before, they are as the encoder gives them.
 
@@ -88,36 +93,86 @@ class Painter(nn.Module):
         self.text = TextEncoder(len(TOKENS))
         self.unet = UNet()
 
-    def forward(self, latents: Tensor, steps: Tensor, rows: Tensor, spread: random.Random | None = None) -> Tensor:
+    def forward(self, latents: Tensor, steps: Tensor, rows: Tensor, spread: "Spread | None" = None) -> Tensor:
         return self.unet(latents, steps, self.text(rows) if spread is None else self.spread(rows, spread))
 
-    def spread(self, rows: Tensor, rng: random.Random) -> Tensor:
-        """Embeddings [batch, 77, 768] whose sizes vary and whose padding may say nothing; empty captions stay as is.
-
-        Left alone, so small a painter reads captions from the padding, where the causal encoder sums them up, and what
-        is done to a caption's words (weights, reweighting) changes nothing. What varies has nothing to do with what a
-        picture shows: which words become faint is not which frame prompt the picture leaves out.
-        """
+    def spread(self, rows: Tensor, spread: "Spread") -> Tensor:
+        """Embeddings [batch, 77, 768] whose sizes vary and whose padding may say nothing; empty captions stay as is."""
         empty = torch.tensor([tokens("")], device=rows.device)
-        *said, unsaid = self.text(torch.cat([rows, empty])).split(1)
-        ends = (rows == ROWS[END]).int().argmax(1).tolist()
-        return torch.cat([self.spread_one(x, end, unsaid, rng) for x, end in zip(said, ends, strict=True)])
+        said, unsaid = self.text(torch.cat([rows, empty])).split([len(rows), 1])
+        return torch.where(spread.silent[..., None], unsaid, said) * spread.sizes[..., None]
 
-    @staticmethod
-    def spread_one(embedding: Tensor, end: int, unsaid: Tensor, rng: random.Random) -> Tensor:
-        if end == 1:
-            return embedding
-        if rng.random() < SILENT_SHARE:
-            embedding = torch.cat([embedding[:, :end], unsaid[:, end:]], 1)
-        sizes = torch.ones(LENGTH)
-        if rng.random() < UNEVEN_SHARE:
-            sizes[end:] = math.exp(rng.uniform(math.log(0.03), math.log(4)))
-        if rng.random() < UNEVEN_SHARE:
-            sizes[1:end] = torch.tensor([math.exp(rng.uniform(math.log(0.5), math.log(2.5))) for _ in range(1, end)])
-        if rng.random() < FAINT_SHARE:
-            first, words = rng.randrange(1, end), rng.randint(1, max(1, round(FAINT_WORDS * (end - 1))))
-            sizes[first : min(end, first + words)] = rng.uniform(0, 0.1)
-        return embedding * sizes.to(embedding).view(1, -1, 1)
+
+class Spread(NamedTuple):
+    """What is done to the embeddings of captions in training, for each of a caption's 77 tokens.
+
+    Left alone, so small a painter reads captions from the padding, where the causal encoder sums them up, and what
+    is done to a caption's words (weights, reweighting) changes nothing. What varies has nothing to do with what a
+    picture shows: which words become faint is not which frame prompt the picture leaves out.
+    """
+
+    sizes: Tensor
+    """How large each token becomes [batch, 77]."""
+    silent: Tensor
+    """Which tokens become those of the empty caption [batch, 77]."""
+
+    @classmethod
+    def of(cls, rows: Tensor, rng: random.Random) -> "Spread":
+        """A random one for captions [batch, 77]; nothing happens to empty ones."""
+        sizes, silent = torch.ones(rows.shape), torch.zeros(rows.shape, dtype=torch.bool)
+        for index, end in enumerate((rows == ROWS[END]).int().argmax(1).tolist()):
+            if end > 1:
+                silent[index, end:] = rng.random() < SILENT_SHARE
+                spread_sizes(sizes[index], end, rng)
+        return cls(sizes, silent)
+
+
+def spread_sizes(sizes: Tensor, end: int, rng: random.Random) -> None:
+    """Change the sizes [77] of a caption's tokens; its padding begins at `end`."""
+    if rng.random() < UNEVEN_SHARE:
+        sizes[end:] = math.exp(rng.uniform(math.log(0.03), math.log(4)))
+    if rng.random() < UNEVEN_SHARE:
+        sizes[1:end] = torch.tensor([math.exp(rng.uniform(math.log(0.5), math.log(2.5))) for _ in range(1, end)])
+    if rng.random() < FAINT_SHARE:
+        first, words = rng.randrange(1, end), rng.randint(1, max(1, round(FAINT_WORDS * (end - 1))))
+        sizes[first : min(end, first + words)] = rng.uniform(0, 0.1)
+
+
+class Lesson(NamedTuple):
+    """Which pictures a step sees, as shard and place in it [batch, 2], and what is said of them."""
+
+    pictures: Tensor
+    rows: Tensor
+    """Their captions' tokens [batch, 77]."""
+    spread: Spread
+
+
+class Lessons(Dataset[Lesson]):
+    """Every step's, by its number."""
+
+    def __init__(self, batch: int, seed: int):
+        self.batch = batch
+        self.seed = seed
+        self.attributes: dict[int, Attributes] = {}
+
+    def __getitem__(self, step: int) -> Lesson:
+        rng = random.Random(1_000_003 * self.seed + step)
+        shards = FIRST_SHARDS + step * self.batch // PICTURES_PER_SHARD
+        chosen, rows = [], []
+        for _ in range(self.batch):
+            shard, place = rng.randrange(shards), rng.randrange(SHARD)
+            text = "" if rng.random() < UNSAID_SHARE else caption(looks(self.shown(shard), place), rng)
+            chosen.append((shard, place))
+            rows.append(tokens(text))
+        told = torch.tensor(rows)
+        return Lesson(torch.tensor(chosen), told, Spread.of(told, random.Random(f"{self.seed} {step}")))
+
+    def shown(self, shard: int) -> Attributes:
+        """What a shard's pictures show."""
+        if shard not in self.attributes:
+            generator = torch.Generator().manual_seed(7_919 * (self.seed + 1) + shard)
+            self.attributes[shard] = draw(SHARD, generator)
+        return self.attributes[shard]
 
 
 class PainterStage(Stage):
@@ -126,12 +181,13 @@ class PainterStage(Stage):
     name = "painter"
     rate = 4e-3
     average = 0.99
-    picture_batch = 50
 
     def __init__(self, folder: Path, steps: int, batch: int, **options):
         super().__init__(folder, steps, batch, **options)
         self.signal = signal()
-        self.pool: dict[tuple[int, int], tuple[Tensor, Attributes]] = {}
+        self.pool: dict[tuple[int, int], Tensor] = {}
+        self.lessons = Lessons(self.batch, self.seed)
+        self.lesson: tuple[int, Iterator[Lesson]] | None = None
 
     def build(self) -> nn.Module:
         net = Painter()
@@ -143,62 +199,58 @@ class PainterStage(Stage):
         # The text encoder and the steps' embedding too: there Muon costs more time than it saves.
         return name.startswith(("text.", "unet.time_embed.", "unet.input_blocks.0.", "unet.out."))
 
-    def shard(self, index: int, side: int) -> tuple[Tensor, Attributes]:
-        """Latents [pictures, 4, side / 8, side / 8] of unit scale and their attributes; made once, then read."""
+    def shard(self, index: int, side: int) -> Tensor:
+        """Latents [pictures, 4, side / 8, side / 8] of unit scale; made once, then read."""
         if (index, side) not in self.pool:
             path = self.folder / "latents" / f"{index:04}.{side}.safetensors"
             if not path.is_file():
                 path.parent.mkdir(exist_ok=True)
-                save_file(self.make_shard(index, side), path.with_suffix(".partial"))
+                save_file({"latents": self.make_shard(index, side)}, path.with_suffix(".partial"))
                 os.replace(path.with_suffix(".partial"), path)
-            found = load_file(path)
-            self.pool[index, side] = found.pop("latents").float(), found
+            self.pool[index, side] = load_file(path)["latents"].float()
         return self.pool[index, side]
 
     @torch.inference_mode()
-    def make_shard(self, index: int, side: int) -> dict[str, Tensor]:
-        net = autoencoder(self.folder, self.device)
-        attributes = draw(SHARD, torch.Generator().manual_seed(7_919 * (self.seed + 1) + index))
+    def make_shard(self, index: int, side: int) -> Tensor:
+        net, attributes = autoencoder(self.folder, self.device), self.lessons.shown(index)
         latents = []
-        for start in range(0, SHARD, self.picture_batch):
-            part = select(attributes, torch.arange(start, start + self.picture_batch))
-            pictures = render(part, side, self.device).contiguous(memory_format=torch.channels_last)
+        for part in parts(SHARD, self.device):
+            pictures = render(select(attributes, part), side, self.device).contiguous(memory_format=torch.channels_last)
             with autocast(self.device):
                 latents.append(net.encode(pictures).half().cpu())
-        return {"latents": torch.cat(latents).contiguous(), **attributes}
+        return torch.cat(latents).contiguous()
 
     def side(self, step: int) -> int:
         half = self.start is None and step < min(HALF_STEPS, HALF_SHARE * self.steps)
         return SIDE // 2 if half else SIDE
 
-    def spreading(self, step: int) -> random.Random | None:
-        if self.start is None and step < SPREAD_FROM * self.steps:
-            return None
-        return random.Random(f"{self.seed} {step}")
+    def spreading(self, step: int) -> bool:
+        return self.start is not None or step >= SPREAD_FROM * self.steps
 
-    def batch_of(self, step: int) -> tuple[Tensor, Tensor]:
-        """Latents [batch, 4, height, width] of a step's pictures, and their captions' tokens [batch, 77]."""
-        rng = random.Random(1_000_003 * self.seed + step)
-        shards = FIRST_SHARDS + step // STEPS_PER_SHARD
-        latents, rows = [], []
-        for _ in range(self.batch):
-            pool, attributes = self.shard(rng.randrange(shards), self.side(step))
-            picture = rng.randrange(SHARD)
-            latents.append(pool[picture])
-            text = "" if rng.random() < UNSAID_SHARE else caption(looks(attributes, picture), rng)
-            rows.append(tokens(text))
-        clean = torch.stack(latents).to(self.device).contiguous(memory_format=torch.channels_last)
-        return clean, torch.tensor(rows, device=self.device)
+    def lesson_of(self, step: int) -> Lesson:
+        """A step's; those that follow are made ahead by other processes where a GPU does the rest."""
+        if self.lesson is None or self.lesson[0] != step:
+            after = range(step, max(self.steps, step + 1))
+            workers, ahead = (WORKERS, AHEAD) if self.device == "cuda" else (0, None)
+            loader = DataLoader(self.lessons, None, sampler=after, num_workers=workers, prefetch_factor=ahead)
+            self.lesson = step, iter(loader)
+        _, lessons = self.lesson
+        self.lesson = step + 1, lessons
+        return next(lessons)
 
     def loss(self, net: nn.Module, step: int) -> Tensor:
         generator = torch.Generator().manual_seed(1_000_003 * self.seed + step)
-        clean, rows = self.batch_of(step)
-        noise = torch.randn(clean.shape, generator=generator).to(clean)
+        chosen, rows, spread = self.lesson_of(step)
+        side = self.side(step)
+        seen = torch.stack([self.shard(shard, side)[place] for shard, place in chosen.tolist()])
+        clean = sent(seen, self.device).contiguous(memory_format=torch.channels_last)
+        noise = sent(torch.randn(clean.shape, generator=generator), self.device)
         steps = even_steps(self.batch, generator)
-        share = self.signal[steps].to(self.device).view(-1, 1, 1, 1)
+        share = sent(self.signal[steps], self.device).view(-1, 1, 1, 1)
         noisy = share.sqrt() * clean + (1 - share).sqrt() * noise
+        told = Spread(*(sent(x, self.device) for x in spread)) if self.spreading(step) else None
         with autocast(self.device):
-            found = net(noisy, steps.to(self.device), rows, self.spreading(step))
+            found = net(noisy, sent(steps, self.device), sent(rows, self.device), told)
         return (weights_of(share) * (found.float() - noise).square()).mean()
 
 

@@ -5,8 +5,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..asset import VISION_EMBEDDING, VISION_WIDTH
-from ..drawing.attributes import IDENTITY, Attributes, draw
-from ..drawing.render import SIDE, render
+from ..drawing.attributes import IDENTITY, Attributes, draw, select
+from ..drawing.render import SIDE, parts, render
 from .loop import Stage
 from .precision import autocast
 from .text_encoder import Layer
@@ -86,7 +86,7 @@ class VisionStage(Stage):
     rate = 4e-3
     average = 0.99
     bank: tuple[int, Tensor, Attributes] | None = None
-    bank_size, bank_steps = 512, 16
+    bank_steps = 16
 
     def build(self) -> nn.Module:
         return Reader()
@@ -98,8 +98,10 @@ class VisionStage(Stage):
         """The pictures of characters alone that a step's are taken from, and who they show."""
         number = step // self.bank_steps
         if self.bank is None or self.bank[0] != number:
-            attributes = alone(self.bank_size, torch.Generator().manual_seed(7_901 * (self.seed + 1) + number))
-            self.bank = number, render(attributes, device=self.device).clone(), attributes
+            count = self.batch * self.bank_steps
+            attributes = alone(count, torch.Generator().manual_seed(7_901 * (self.seed + 1) + number))
+            drawn = [render(select(attributes, part), device=self.device) for part in parts(count, self.device)]
+            self.bank = number, torch.cat(drawn), attributes
         return self.bank[1:]
 
     def loss(self, net: nn.Module, step: int) -> Tensor:
@@ -131,4 +133,6 @@ def disturbed_parts(pictures: Tensor, generator: torch.Generator) -> Tensor:
         pictures = F.interpolate(
             F.interpolate(pictures, scale_factor=0.5, mode="area"), size=(side, side), mode="bilinear"
         )
-    return pictures + 0.02 * torch.randn(pictures.shape, generator=generator).to(pictures)
+    seed = int(torch.randint(2**62, (), generator=generator))
+    beside = torch.Generator(pictures.device).manual_seed(seed)
+    return pictures + 0.02 * torch.randn(pictures.shape, generator=beside, device=pictures.device)

@@ -4,9 +4,15 @@ import pytest
 import torch
 from sampling import latents, sample
 
-FRAMES, SIDE = 4, 128
+FRAMES = 4
 IDENTITY = "[Mia] a young red fox with a blue scarf\n[Otto] an old brown bear with round glasses"
 PLACES = "at the market", "on a wooden boat", "by the window", "in deep snow"
+
+
+@pytest.fixture(scope="module")
+def pixels(device):
+    """The pictures'."""
+    return 512 if device.type == "cuda" else 128
 
 
 @pytest.fixture(scope="module")
@@ -29,24 +35,24 @@ def wired(checkpoint, pair):
     return model, positive, CLIPTextEncode().encode(clip, "")[0]
 
 
-def from_text(model, story):
+def from_text(model, story, pixels):
     from onestory.nodes.regions import OneStoryRegions
 
     return OneStoryRegions.execute(model, story, "Mia: left half\nOtto: right half", 1.0, 1.0, "all", 0.0, 1.0, "")[0]
 
 
-def from_masks(model, story):
+def from_masks(model, story, pixels):
     """One mask a frame, of the pictures' size, in two nodes."""
     from onestory.nodes.regions import OneStoryRegions
 
-    left = torch.zeros(FRAMES, SIDE, SIDE)
-    left[..., : SIDE // 2] = 1
+    left = torch.zeros(FRAMES, pixels, pixels)
+    left[..., : pixels // 2] = 1
     for name, mask in (("Mia", left), ("Otto", 1 - left)):
         model = OneStoryRegions.execute(model, story, "", 1.0, 1.0, "all", 0.0, 1.0, name, mask)[0]
     return model
 
 
-def recorded(model, story):
+def recorded(model, story, pixels):
     from onestory.nodes.attention_view import OneStoryAttentionRecorder
 
     return OneStoryAttentionRecorder.execute(model, "output.3-5", 0.0, 1.0)[0]
@@ -56,12 +62,12 @@ WAYS = {"Story Regions": from_text, "Story Regions from masks": from_masks, "Att
 
 
 @pytest.mark.parametrize("way", WAYS)
-def bench_step(compare, wired, pair, way):
+def bench_step(compare, wired, pair, pixels, way):
     """The same frames with the patch and without."""
     model, positive, negative = wired
-    ours, latent = WAYS[way](model, pair), latents(FRAMES, SIDE)
+    ours, latent = WAYS[way](model, pair, pixels), latents(FRAMES, pixels)
     compare(
-        f"one step, {FRAMES} frames of {SIDE}, two characters, {way}",
+        f"one step, {FRAMES} frames of {pixels}, two characters, {way}",
         lambda: sample(ours, positive, negative, latent, 1),
         "unpatched",
         lambda: sample(model, positive, negative, latent, 1),

@@ -47,8 +47,9 @@ def bench_floor(compare, device, dtype, frames, layer, tokens):
     q, k, v = (random(2 * frames, tokens, channels, device=device, dtype=dtype, seed=s) for s in (0, 1, 2))
     gathers, _ = prepare(frames, tokens, device)
     calls: dict[int, list[tuple[torch.Tensor, ...]]] = {}
-    for start, stop, keys in gathers:
-        calls.setdefault(keys.shape[1], []).append((q[start:stop], *(x.flatten(0, 1)[keys] for x in (k, v))))
+    for gather in gathers:
+        seen = (x.flatten(0, 1)[gather.keys] for x in (k, v))
+        calls.setdefault(gather.keys.shape[1], []).append((q[gather.start : gather.stop], *seen))
     ready = [[torch.cat(parts) for parts in zip(*call)] for call in calls.values()]
     compare(
         f"self-attention call, {frames} frames, {tokens} x {channels}",

@@ -13,7 +13,7 @@ from . import report
 
 BENCH = host.ROOT / "bench"
 """The folder of pytest's settings, in which it runs."""
-OPTIONS = ("sizes", "device", "attention", "clock", "threads")
+OPTIONS = ("sizes", "device", "attention", "clock", "threads", "seconds")
 FLAGS = ("quick", "full")
 
 
@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--attention", choices=("pytorch", "split", "quad"), help="ComfyUI's attention back end")
     parser.add_argument("--clock", choices=("wall", "cpu"), help="cpu: CPU seconds, for a machine that others use too")
     parser.add_argument("--threads", metavar="N", type=int, help="torch's threads (default: its own choice)")
+    parser.add_argument("--seconds", metavar="S", type=float, help="how long one comparison repeats (default: 4)")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the results here")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     parser.set_defaults(forwards=True)

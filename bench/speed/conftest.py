@@ -20,6 +20,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--full", action="store_true", help="the longest calls, and the whole SD1.5 and SDXL U-Nets")
     group.addoption("--clock", default="wall", choices=("wall", "cpu"), help="cpu: this process's, for a busy machine")
     group.addoption("--threads", type=int, help="torch's threads (default: its own choice)")
+    group.addoption("--seconds", type=float, help="how long one comparison repeats")
     group.addoption("--attention", default="pytorch", choices=("pytorch", "split", "quad"))
 
 
@@ -60,10 +61,11 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 
 
 @pytest.fixture(scope="session")
-def device(pytestconfig: pytest.Config):
-    import torch
+def device():
+    """ComfyUI's own, which on CUDA has an index."""
+    import comfy.model_management
 
-    return torch.device(pytestconfig.getoption("device"))
+    return comfy.model_management.get_torch_device()
 
 
 @pytest.fixture(scope="session")
@@ -108,6 +110,8 @@ def compare(benchmark, pytestconfig: pytest.Config, device):
     option = pytestconfig.getoption
     measure.clock = {"wall": time.perf_counter, "cpu": cpu_seconds}[option("clock")]
     patience = {"seconds": 1.0, "fewest_rounds": 1} if option("quick") else {}
+    if option("seconds"):
+        patience["seconds"] = option("seconds")
     return partial(measure.compare, benchmark, device, **patience)
 
 

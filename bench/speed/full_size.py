@@ -57,17 +57,18 @@ def unet(family: str, device: torch.device) -> Any:
 
 def text_encoders() -> Any:
     """SDXL's CLIP-L and CLIP-G as a `CLIP`, where and in the precision that ComfyUI chooses."""
+    import comfy.model_management
     import comfy.sd
     import comfy.sdxl_clip
     from comfy.supported_models_base import ClipTarget
 
     clip = comfy.sd.CLIP(ClipTarget(comfy.sdxl_clip.SDXLTokenizer, comfy.sdxl_clip.SDXLClipModel))
-    fill(clip.cond_stage_model, next(clip.cond_stage_model.parameters()).device)
+    fill(clip.cond_stage_model, comfy.model_management.get_torch_device())
     return clip
 
 
 def fill(module: torch.nn.Module, device: torch.device) -> None:
-    """Random matrices that keep the scale of what passes through, and ones."""
+    """Random matrices that keep the scale of what passes through, drawn on `device`, and ones."""
     generator = torch.Generator(device).manual_seed(0)
     for weight in module.parameters():
         if weight.dim() > 1:

@@ -29,4 +29,4 @@ NAMES = [f"{layer.family}-{layer.channels}" for layer in LAYERS]
 
 
 def random(*shape: int, device: torch.device, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(device, dtype)
+    return torch.randn(shape, generator=torch.Generator(device).manual_seed(seed), device=device).to(dtype)

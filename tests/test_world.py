@@ -422,7 +422,7 @@ def readings(story, **wrong) -> dict[str, torch.Tensor]:
 def test_a_perfect_board_measures_one():
     found = measures(TRUTH, readings(TRUTH))
     wrong = {"leak": 0, "earlier": 0, "later": 0}
-    right = ("fidelity", "scene", "prompt", "agreement", "apart", "open", "readable")
+    right = ("fidelity", "scene", "prompt", "agreement", "apart", "open", "held", "readable")
     assert found == dict.fromkeys(right, 1) | wrong
 
 
@@ -442,6 +442,9 @@ def test_measures_count_what_is_wrong():
     lost = 4 / 10
     assert found["agreement"] == pytest.approx(1 - lost / len(IDENTITY)) and found["prompt"] == 1
     assert found["open"] == pytest.approx(1 - lost / (len(IDENTITY) - len(TRUTH.identity)))
+    assert measures(TRUTH, readings(TRUTH, accent=[1, 0, 0, 0, 0]))["held"] == 1
+    assert measures(TRUTH, readings(TRUTH, headwear=[1, 0, 0, 0, 0]))["held"] == 0
+    assert measures(TRUTH, readings(TRUTH, scene=scenes))["held"] == 0
     said = {name: [1 - min(value, 1)] * 5 for name, value in TRUTH.identity.items()}
     assert measures(TRUTH, readings(TRUTH, **said))["prompt"] == 0
 

@@ -12,6 +12,8 @@ from .pair_graphs import LEFT, RIGHT
 from .world_stories import PairStory, PictureStory, WorldStory
 
 CONFIDENT = 0.8
+SEEN_FIRST = ("species", "colour", "headwear")
+"""What a person would name of a character."""
 SAMPLES = 2000
 
 
@@ -23,7 +25,8 @@ def measures(story: WorldStory, found: dict[str, Tensor]) -> dict[str, float | N
     the scene of a frame before, of one behind them in the story. `prompt`: the share of what the identity prompt says
     that the frames show. `agreement`: the share of identity attributes that are equal in two frames, over all pairs;
     `open` counts only those that the prompt leaves open, `apart` only pairs that show two scenes (None without any),
-    since a frame that repeats another agrees with it. `readable`: the share of readings that the probe is sure of
+    since a frame that repeats another agrees with it. `held`: 1 if the character's species, colour and headwear are
+    the same in all frames and every frame shows its scene, else 0. `readable`: the share of readings that the probe is sure of
     (0.8).
     """
     values = {name: probabilities.argmax(-1).tolist() for name, probabilities in found.items()}
@@ -50,6 +53,7 @@ def measures(story: WorldStory, found: dict[str, Tensor]) -> dict[str, float | N
         "agreement": fmean(equal.values()),
         "apart": fmean(values[name][i] == values[name][j] for name in IDENTITY for i, j in apart) if apart else None,
         "open": fmean(equal[name] for name in IDENTITY if name not in story.identity),
+        "held": float(all(right["scene"]) and all(equal[name] == 1 for name in SEEN_FIRST)),
         "readable": sure.float().mean().item(),
     }
 

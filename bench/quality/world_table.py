@@ -44,6 +44,7 @@ COLUMNS = {
     "agreement": "identity agreement ↑",
     "apart": "of it in two scenes ↑",
     "open": "of it left open ↑",
+    "held": "held ↑",
     "readable": "readable ↑",
 }
 PAIR_COLUMNS = {

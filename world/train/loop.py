@@ -17,6 +17,8 @@ from .muon import Muon
 
 SAVE_SECONDS = 200
 DECAY_SHARE = 0.2
+LONGER_ON_GPU = 4
+"""How many times as many steps a GPU learns from the pictures that it drew at once: it draws many as fast as few."""
 
 Net = TypeVar("Net", bound=nn.Module)
 
@@ -44,6 +46,8 @@ class Stage(ABC):
     """Muon's: the share of a weight that a step changes."""
     average: float
     """How much of itself the averaged copy of the weights keeps at each step."""
+    bank_steps = 1
+    """The steps that pictures are drawn for at once, on a CPU."""
 
     def __init__(
         self, folder: Path, steps: int, batch: int, seed: int = 0, device: str = "cpu", start: Path | None = None
@@ -54,6 +58,8 @@ class Stage(ABC):
         self.seed = seed
         self.device = device
         self.start = start
+        if device == "cuda":
+            self.bank_steps *= LONGER_ON_GPU
 
     @abstractmethod
     def build(self) -> nn.Module:

@@ -47,7 +47,7 @@ HALF_SHARE = 5 / 9
 """The first steps, but no larger share, see the pictures at half size: a third of the time, and words are learned."""
 SHARD = 1000
 FIRST_SHARDS = 3
-PICTURES_PER_SHARD = 2560
+PICTURES_PER_SHARD = 5000
 """One more shard of pictures joins whenever training has seen so many."""
 WORKERS, AHEAD = 4, 4
 """The processes that make steps' data ahead of a GPU, and the steps that each is ahead."""

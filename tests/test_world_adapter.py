@@ -1,11 +1,20 @@
 """The Story World's IP-Adapter: it trains on a frozen painter, and ComfyUI and the pack read what it is packed as."""
 
 import random
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+from conftest import COMFYUI
+from graphs import empty, encode, sample, story
 from onestory.attention.architectures import unet
+from onestory.bench.quality.picture_graphs import IMAGE_CHARACTERS
+from onestory.nodes.cast import OneStoryCast
+from onestory.nodes.image_adapter import OneStoryImageAdapter
+from onestory.nodes.prompt import OneStoryPrompt
 from onestory.subjects.adapters import read_adapter
+from onestory.tools import host
 from onestory.world import asset
 from onestory.world.drawing.attributes import IDENTITY, VALUES, draw
 from onestory.world.drawing.captions import MENTIONED, identity_prompt
@@ -164,3 +173,57 @@ def test_transformers_are_numbered_as_the_pack_numbers_them(folder):
     names = {id(module): name for name, module in net.unet.named_modules()}
     ours = [names[id(block)] for block in adapter.blocks(net.unet)]
     assert [each.module for each in unet.transformers(model)] == ours and len(ours) == COUNT
+
+
+WHO = {
+    "species": ("fox", "owl"),
+    "colour": ("red", "blue"),
+    "headwear": ("crown", "none"),
+    "neckwear": ("none", "scarf"),
+    "company": ("alone", "alone"),
+    "scene": ("city", "city"),
+}
+"""Two characters, as pictures show them."""
+
+
+@pytest.fixture
+def shipped():
+    """The Story World's checkpoint and what it reads pictures by, in ComfyUI's hands: (model, clip, vae, encoder)."""
+    import comfy.clip_vision
+    import comfy.sd
+    import folder_paths
+
+    this = host.Host(COMFYUI, Path(sys.executable))
+    own, encoder = host.world_adapter(this)
+    loaded = comfy.sd.load_checkpoint_guess_config(str(host.world_checkpoint(this)))[:3]
+    with pytest.MonkeyPatch.context() as patch:
+        folders = {**folder_paths.folder_names_and_paths, "ipadapter": ([str(own.parent)], {".safetensors"})}
+        patch.setattr(folder_paths, "folder_names_and_paths", folders)
+        patch.setattr(folder_paths, "filename_list_cache", {})
+        yield *loaded, comfy.clip_vision.load(str(encoder))
+
+
+@torch.inference_mode()
+def test_a_story_shows_whom_a_picture_shows_where_words_say_nothing_of_it(shipped):
+    """As the Story World's own encoder sees it, each drawing is far nearer to its own picture than to the other's."""
+    model, clip, vae, eyes = shipped
+    attributes = draw(2, torch.Generator().manual_seed(0))
+    attributes |= {name: torch.tensor([VALUES[name].index(value) for value in each]) for name, each in WHO.items()}
+    pictures = render(attributes).movedim(1, -1)
+    tale = story("[Mia] a cartoon", "[Mia] in the forest")
+    prompt = OneStoryPrompt.execute(clip, tale, "separate prompts", 0, "story")[0]
+    inputs = {"adapter": "onestory_world.safetensors", "scale": 1.0, "clip_vision": eyes}
+    drawn = []
+    for picture in pictures:
+        cast = OneStoryCast.execute(tale, picture[None], "Mia")[0]
+        adapted = OneStoryImageAdapter.execute(model, cast, **IMAGE_CHARACTERS | inputs)[0]
+        latent = sample(adapted, prompt, encode(clip, ""), empty(tale, 128, 128), steps=6, cfg=4.5)
+        drawn.append(vae.decode(latent))
+    net = vision.Vision().eval()
+    net.load_state_dict({n[7:]: v for n, v in asset.unpack(asset.ADAPTER)[0].items() if n.startswith("vision.")})
+    seen, wanted = (
+        torch.nn.functional.normalize(net(vision.clip_pictures(each.movedim(-1, 1))), dim=-1)
+        for each in (torch.cat(drawn), pictures)
+    )
+    alike = seen @ wanted.mT
+    assert (alike.diagonal() - alike.flip(1).diagonal()).min() > 0.3, alike

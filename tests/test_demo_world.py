@@ -13,6 +13,7 @@ from conftest import COMFYUI
 from onestory.bench import command as bench
 from onestory.bench.quality import story_world
 from onestory.bench.quality.world_probe import READ, ProbeStage
+from onestory.story.files import StoryText
 from onestory.story.script import parse_script
 from onestory.tools import demo, host
 from onestory.tools.failure import Failure
@@ -44,6 +45,8 @@ def test_demo_compares_a_story_of_the_world(own_host, tmp_path, capsys):
     comparison = Image.open(out / "comparison.png")
     assert comparison.size == Image.open(host.ROOT / "docs" / "story.jpg").size
     assert comparison.text == Image.open(out / frames[0]).text and {"prompt", "workflow"} <= comparison.text.keys()
+    prompts = [node["inputs"] for node in json.loads(comparison.text["prompt"]).values() if "window" in node["inputs"]]
+    assert {(prompt["mode"], prompt["window"]) for prompt in prompts} == {("one prompt", 4), ("separate prompts", 4)}
     for top, way in ((40, ways[1]), (420, ways[0])):  # as in the README: separate prompts above
         for i in range(5):
             drawn = Image.open(out / f"frame_{way}_0{i + 1}.png").resize((302, 302))
@@ -56,6 +59,11 @@ def test_demo_compares_a_story_of_the_world(own_host, tmp_path, capsys):
     assert Path(printed.out.splitlines()[-1]) == out / "comparison.png"
     theirs = COMFYUI / "models" / "checkpoints"  # a user's ComfyUI in this test: told, not written into
     assert f"{host.WORLD_CHECKPOINT} to {theirs}, start your ComfyUI and drop one" in printed.err
+
+
+@pytest.mark.parametrize(("frames", "window"), [(1, 0), (2, 0), (3, 2), (5, 4), (9, 4)])
+def test_each_frame_of_the_worlds_story_stands_first_in_a_prompt_of_its_own(frames, window):
+    assert demo.window_of(StoryText("", "a fox", "in the forest\n" * frames)) == window
 
 
 def test_bench_quality_measures_the_world_to_a_table(own_host, tmp_path, monkeypatch, capfd):

@@ -37,7 +37,10 @@ WAYS = ("separate prompts", "one prompt")
 WORLD_STORY = host.ROOT / "world" / "story.txt"
 
 # What suits the Story World's checkpoint, which knows no words but its own (world/drawing/captions.py).
-WORLD: dict[str, Any] = {"size": (128, 128), "steps": 20, "seed": 5, "negative": "", "page_width": 1280}
+WORLD: dict[str, Any] = {"size": (128, 128), "steps": 20, "seed": 3, "negative": "", "page_width": 1280}
+
+WINDOW = 4
+"""Story Prompt's for the Story World: below the number of frames, each stands first in a prompt of its own."""
 
 LOG = host.HOST / "comfyui.log"
 
@@ -73,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--steps", metavar="N", type=whole(1, 10000), help="sampling steps (default: 30; Story World: 20)"
     )
     parser.add_argument(
-        "--seed", metavar="N", type=whole(0, 2**64 - 1), help="seed (default: the workflow's own; Story World: 5)"
+        "--seed", metavar="N", type=whole(0, 2**64 - 1), help="seed (default: the workflow's own; Story World: 3)"
     )
     parser.add_argument(
         "--size",
@@ -113,7 +116,8 @@ def run(args: argparse.Namespace) -> int:
     given = {name: vars(args)[name] for name in ("size", "seed", "steps") if vars(args)[name] is not None}
     folder = args.out or free_path(host.ROOT / "out" / slug(story.title if story else WORKFLOW.stem))
     with new_folder(folder), serving(args) as place:
-        workflow = fill_in(workflow, story, {**place.defaults, **given})
+        kept = {"window": window_of(story)} if world and story else {}
+        workflow = fill_in(workflow, story, {**place.defaults, **kept, **given})
         client = Client(place.url)
         check_server(client, workflow, args.server is None)
         device = client.get("/system_stats")["devices"][0]["name"].partition(" : ")[0]
@@ -127,6 +131,12 @@ def run(args: argparse.Namespace) -> int:
     host.say(next_step(place, device == "cpu"))
     print(*(path for _, path in paths), sep="\n")
     return 0
+
+
+def window_of(story: StoryText) -> int:
+    """`WINDOW`, or less for a short story; all frames in one prompt (0) where there are only two."""
+    frames = len(story.frames.splitlines())
+    return min(WINDOW, frames - 1) if frames > 2 else 0
 
 
 def is_world(args: argparse.Namespace) -> bool:
@@ -251,6 +261,7 @@ def fill_in(workflow: Workflow, story: StoryText | None, settings: dict) -> Work
     wanted = {
         "OneStoryScript": {"identity": story and story.identity, "frames": story and story.frames},
         "CheckpointLoaderSimple": {"ckpt_name": settings.get("checkpoint")},
+        "OneStoryPrompt": {"window": settings.get("window")},
         "OneStoryLatent": {"width": width, "height": height},
         "CLIPTextEncode": {"text": settings.get("negative")},
         "OneStoryBoard": {"page_width": settings.get("page_width")},

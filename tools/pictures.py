@@ -296,7 +296,8 @@ def thumbnail(found: dict[str, Image.Image]) -> Image.Image:
 def banner(client: Client, checkpoint: str) -> Image.Image:
     """The demo's comparison."""
     graph = json.loads(demo.COMPARISON.read_text(encoding="utf-8"))
-    graph = demo.fill_in(graph, demo.read_story(demo.WORLD_STORY), {**demo.WORLD, "checkpoint": checkpoint})
+    story = demo.read_story(demo.WORLD_STORY)
+    graph = demo.fill_in(graph, story, {**demo.WORLD, "window": demo.window_of(story), "checkpoint": checkpoint})
     found = demo.pictures(client, graph, client.run(graph, demo.ProgressBar(graph)))
     return compare({way: [Image.open(io.BytesIO(data)) for data in found[f"frame {way}"]] for way in demo.WAYS})
 

@@ -5,6 +5,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image, ImageDraw
@@ -62,7 +63,7 @@ def window(picture: Picture) -> int:
 
 def without(graph: Workflow, kind: str, passed: dict[int, str]) -> Workflow:
     """The graph without the nodes of a kind; `passed` says which input takes the place of each of its outputs."""
-    around = {}
+    around: dict[tuple[str, int], Any] = {}
     for key, node in graph.items():
         if node["class_type"] == kind:
             around |= {(key, slot): node["inputs"][name] for slot, name in passed.items()}

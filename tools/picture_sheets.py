@@ -48,6 +48,9 @@ class Studio(NamedTuple):
         return self.run(change(graph) if change else graph)["frame"]
 
 
+Sheet = Callable[[Studio], Image.Image]
+
+
 def in_rows(pictures: Sequence[Image.Image], columns: int = 4) -> Image.Image:
     """Pictures of one size next to and below each other."""
     width, height = pictures[0].size
@@ -193,7 +196,7 @@ def left_out(kind: str, passed: str) -> Callable[[Workflow], Workflow]:
     return lambda graph: without(graph, kind, {0: passed})
 
 
-def narrow(sheet: Callable[[Studio], Image.Image]) -> Callable[[Studio], Image.Image]:
+def narrow(sheet: Sheet) -> Sheet:
     """The sheet no wider than the help panel."""
 
     def drawn(studio: Studio) -> Image.Image:
@@ -204,9 +207,9 @@ def narrow(sheet: Callable[[Studio], Image.Image]) -> Callable[[Studio], Image.I
     return drawn
 
 
-SHEETS = {"characters": characters, "comic": comic, "inspect": inspect, "two": two}
+SHEETS: dict[str, Sheet] = {"characters": characters, "comic": comic, "inspect": inspect, "two": two}
 """The pictures of docs/, by their names."""
-HELP = {
+HELP: dict[str, Sheet] = {
     "OneStorySVR": reweighted,
     "OneStoryIPCA": identity_preserved,
     "OneStorySelfAttention": self_attention,

@@ -71,7 +71,7 @@ STORIES = {
     "Two Characters, Found and Kept": Picture(
         "[Pip] a gray mouse with a red top hat and a red bow tie\n[Odile] a purple owl with a yellow scarf and a crown",
         "[Pip] and [Odile] standing in a meadow by day # “Shall we?”\n"
-        "[Pip] holding a balloon in the mountains by day # Up,\n"
+        "[Pip] holding a balloon in the snow by day # Up,\n"
         "[Pip] and [Odile] eating an ice cream on the beach at sunset # down,\n"
         "[Pip] and [Odile] carrying a lantern in the city at night # and home.",
         seed=1,
@@ -80,9 +80,9 @@ STORIES = {
     "A Character from a Picture": Picture(
         f"[Pip] {ANYBODY}",
         "[Pip] standing in a meadow by day # Good morning.\n[Pip] under an umbrella in the desert by day # Hot.\n"
-        "[Pip] holding a balloon in the city at sunset # So many people.\n"
+        "[Pip] holding a balloon in the city by day # So many people.\n"
         "[Pip] reading a book in the mountains at night # Better.",
-        seed=8,
+        seed=3,
         cast={
             "Pip": {
                 "species": "bear",
@@ -97,16 +97,20 @@ STORIES = {
         f"[Pip] {ANYBODY} on the left\n[Odile] {ANYBODY} on the right", FOX_AND_OWL_FRAMES, seed=1, cast=FOX_AND_OWL
     ),
     "Long Story in Runs": Picture(
-        "a striped green frog with a red top hat and a red bow tie",
-        "in a meadow by day # A walk\nin the forest by day # through the woods\nin the city at sunset # and the town\n"
-        "on the beach by day # to the sea.\nunder the sea by day # Further down,\nin the desert by day # dry again,\n"
-        "in the mountains at sunset # up again,\nin the snow by day # cold again.\non a farm at night # “Hello, cow.”",
+        "a striped purple cat with a yellow bow tie and a crown",
+        "standing in a meadow by day # A walk\nstanding in the forest by day # through the woods\n"
+        "standing in the city at sunset # and the town\nstanding on the beach by day # to the sea.\n"
+        "standing under the sea by day # Further down,\nstanding in the desert by day # dry again,\n"
+        "standing in the mountains at sunset # up again,\nstanding in the snow by day # cold again.\n"
+        "standing on a farm at night # “Hello, cow.”",
     ),
     "Long Story in One Sampler": Picture(
-        "a red robot with a yellow scarf",
-        "in a meadow by day # Out…\nin the city by day # …and on.\nin the forest at sunset # Deep.\n"
-        "in the mountains by day # High.\nin the snow at night # Cold.\nin the desert by day # Hot.\n"
-        "on the beach at sunset # Oh!\non a farm by day # Mooh.\non the moon at night # “Hello?”",
+        "a red robot with a yellow scarf and a crown",
+        "standing in a meadow by day # Out…\nstanding in the city by day # …and on.\n"
+        "standing in the forest at sunset # Deep.\nstanding in the mountains by day # High.\n"
+        "standing in the snow at night # Cold.\nstanding in the desert by day # Hot.\n"
+        "standing on the beach at sunset # Oh!\nstanding on a farm by day # Mooh.\n"
+        "standing on the moon at night # “Hello?”",
         seed=3,
     ),
     "Self-Attention with LoRA and ControlNet": Picture(
@@ -258,20 +262,20 @@ OPEN = Picture(
     "reading a book in the library at night",
     seed=4,
 )
-IPCA = Picture("a fox with a scarf", "in the forest\nin the city\non the beach\nin the library", seed=5)
+IPCA = Picture("a fox with a scarf", "in the forest\nin the city\non the beach\nin the library", seed=7)
 SPREAD = Picture(
     "a fox with a scarf",
     "in the forest by day\nin the city by day\non the beach at sunset\nin the snow at night",
-    seed=5,
+    seed=7,
     others={
         "OneStoryPrompt": {"mode": "separate prompts"},
         "OneStoryLatent": {"noise": "different"},
-        "OneStorySelfAttention": {"sampling_rate": 1.0},
+        "OneStorySelfAttention": {"sampling_rate": 1.0, "share": "the character"},
     },
 )
 STEP = Picture(
     "an orange fox with a blue scarf",
-    "holding a balloon in the forest by day\nholding a balloon on the beach at sunset",
+    "standing in a meadow by day\nstanding in a meadow at sunset",
     seed=4,
     others={"OneStoryInBetweens": {"count": 3}},
 )

@@ -27,7 +27,7 @@ from onestory.tools.picture_stories import FILM, STORIES  # noqa: E402
 DOCS, HELP_PAGES = ROOT / "docs", ROOT / "web" / "docs"
 ICON = DOCS / "icon.png"
 ICON_SIDE, ICON_GAP = 400, 10
-QUALITY = 88
+QUALITY, HELP_QUALITY = 88, 78
 
 
 def thumbnail(found: dict[str, Image.Image]) -> Image.Image:
@@ -101,7 +101,7 @@ def main(names: Sequence[str]) -> None:
                 picture = make(studio)
             else:
                 picture, path = thumbnail(studio.boards(name, STORIES[name])), WORKFLOWS / f"{name}.jpg"
-            picture.save(path, quality=QUALITY, optimize=True)
+            picture.save(path, quality=HELP_QUALITY if path.parent == HELP_PAGES else QUALITY, optimize=True)
             print(path.relative_to(ROOT))
 
 

@@ -143,6 +143,7 @@ STORIES = {
         "standing in a meadow by day\nholding a balloon in the snow by day\nreading a book on the beach at sunset\n"
         "carrying a lantern in the city at night",
         seed=9,
+        others={"OneStoryLatent": {"width": 64, "height": 64}},
     ),
     "Comic Book": Picture(
         "[Ruby] a red fox with a green scarf\n[Olga] a purple owl with a yellow bow tie and a crown",
@@ -161,7 +162,7 @@ STORIES = {
         seed=4,
     ),
     "Stable Diffusion 3.5": Picture(
-        "a blue owl with a red top hat and a red bow tie",
+        "a blue owl with a red top hat and a red bow tie and glasses",
         "standing in the snow by day # Brr.\nreading a book in the library at night # Aha!\n"
         "holding a balloon in the mountains by day # Up…\neating an ice cream on the beach at sunset # …and down.\n"
         "carrying a lantern in a bedroom at night # Home.",
@@ -208,7 +209,7 @@ COMIC = Picture(
     "[Mimi] holding a balloon in a meadow by day # Mimi: “Up we go!”\n"
     "[Fritz] standing in the forest by day # Fritz: “Wait for me!”\n"
     "[Mimi] under an umbrella in the mountains by day # Mimi: “What a view.”\n"
-    "[Fritz] eating an ice cream on the beach at sunset # Fritz: “Found something.”\n"
+    "[Fritz] holding a balloon on the beach at sunset # Fritz: “Found something.”\n"
     "[Mimi] carrying a lantern in the city at night # Mimi: “Fritz?”\n"
     "[Mimi] and [Fritz] reading a book in a bedroom at night # Fritz: “I came by bus.”",
     seed=1,

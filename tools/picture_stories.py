@@ -120,7 +120,7 @@ STORIES = {
         seed=3,
     ),
     "Redraw a Frame": Picture(
-        "a green frog with a red bow tie and a crown",
+        "a yellow bear with a red bow tie and a crown",
         "standing in a meadow by day # Morning\neating an ice cream on the beach by day # by the sea,\n"
         "holding a balloon in the snow at sunset # “Brr!”\nreading a book in a bedroom at night # Home.",
         seed=2,
@@ -143,7 +143,7 @@ STORIES = {
         "standing in a meadow by day\nholding a balloon in the snow by day\nreading a book on the beach at sunset\n"
         "carrying a lantern in the city at night",
         seed=9,
-        others={"OneStoryLatent": {"width": 64, "height": 64}},
+        others={"OneStoryLatent": {"width": 96, "height": 96}},
     ),
     "Comic Book": Picture(
         "[Ruby] a red fox with a green scarf\n[Olga] a purple owl with a yellow bow tie and a crown",

@@ -15,7 +15,7 @@ from onestory.bench.quality import story_world
 from onestory.bench.quality.world_probe import READ, ProbeStage
 from onestory.story.files import StoryText
 from onestory.story.script import parse_script
-from onestory.tools import demo, host
+from onestory.tools import demo, host, picture_graphs, picture_stories
 from onestory.tools.failure import Failure
 from onestory.world.drawing.attributes import draw
 from onestory.world.drawing.render import render
@@ -133,22 +133,39 @@ def test_bench_quality_shares_a_cpu_between_servers(own_host, tmp_path, monkeypa
 
 
 def test_the_pictures_that_are_shown_ask_for_what_the_checkpoint_knows():
-    pictures = importlib.import_module("onestory.tools.pictures")
-    stories = {name: (picture.identity, picture.frames) for name, picture in pictures.STORIES.items()}
-    for identity, frames in (*stories.values(), demo.read_story(demo.WORLD_STORY)[1:]):
+    others = [value for value in vars(picture_stories).values() if isinstance(value, picture_stories.Picture)]
+    shown = [*picture_stories.STORIES.values(), *others, *picture_stories.BY_PICTURE]
+    texts = [(picture.identity, picture.frames) for picture in shown] + [demo.read_story(demo.WORLD_STORY)[1:]]
+    for identity, frames in texts:
         for frame in parse_script(identity, frames).frames:
             assert len(painter.tokens(f"{frame.identity} {frame.prompt}")) == 77
-    assert sorted(stories) == sorted(path.stem for path in pictures.WORKFLOWS.glob("*.json"))
+    for picture in shown:  # whoever looks like a picture is not described
+        looks = {value for look in picture.cast.values() for value in look.values()}
+        assert not looks & set(picture.identity.split())
+
+
+def test_workflows_are_shown_by_their_own_graphs_without_other_checkpoints_models():
+    pictures = importlib.import_module("onestory.tools.pictures")
+    assert sorted(pictures.STORIES) == sorted(path.stem for path in pictures.WORKFLOWS.glob("*.json"))
     for name, picture in pictures.STORIES.items():
         graph = pictures.graph_of(name, picture, "world.safetensors")
         kinds = [node["class_type"] for node in graph.values()]
-        unused = {*pictures.OTHERS_MODELS, *pictures.BESIDE_THEM}
-        needed = {"Inpaint a Frame": {"LoadImage"}, "Story with an Edit Model": {"LoadImage", "OneStoryCast"}}
-        assert unused & {*kinds} == needed.get(name, set()), name
+        unused = {*picture_graphs.OTHERS_MODELS, *picture_graphs.BESIDE_THEM}
+        loads = picture.cast or name in ("Inpaint a Frame", "Story with an Edit Model")
+        assert unused & {*kinds} == ({"LoadImage"} if loads else set()), name
         assert ("OneStoryBoard" in kinds) == (name != "Story to Film"), name
+        assert ("OneStoryImageAdapter" in kinds) == bool(picture.cast) == ("from" in name and "Picture" in name), name
         values = [value for node in graph.values() for value in node["inputs"].values()]
         assert all(link[0] in graph for link in values if isinstance(link, list))
         assert {"world.safetensors", picture.seed, picture.identity} <= {v for v in values if not isinstance(v, list)}
+        casts = [node["inputs"] for node in graph.values() if node["class_type"] == "OneStoryCast" and picture.cast]
+        given = {inputs["character"]: graph[inputs["images"][0]]["inputs"]["image"] for inputs in casts}
+        assert given == {who: picture_graphs.file_of(who, look) for who, look in picture.cast.items()}
+        files = {
+            name for key in ("adapter", "clip_name") for node in graph.values() if (name := node["inputs"].get(key))
+        }
+        own = {Path(file).name for file in host.WORLD_ADAPTER_FILES}
+        assert not picture.cast or files == own
 
 
 @pytest.fixture(scope="module")

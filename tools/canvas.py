@@ -12,7 +12,7 @@ from .failure import Failure
 
 BROWSERS = "chromium", "chromium-browser", "google-chrome"
 FLAGS = "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"
-SIZE = {"width": 2000, "height": 1080}
+WIDTH, HEIGHT = 2000, 1080
 MARGINS = {"left": 70, "top": 105, "right": 30, "bottom": 30}
 """What the editor's bars cover, in pixels."""
 MINUTES = 5
@@ -49,7 +49,7 @@ def canvas(url: str, workflow: Path) -> Image.Image:
     opened = {"workflow": json.loads(workflow.read_text(encoding="utf-8")), "margins": MARGINS}
     with sync_playwright() as api:
         window = api.chromium.launch(executable_path=browser, args=list(FLAGS))
-        page = window.new_page(viewport=SIZE)
+        page = window.new_page(viewport={"width": WIDTH, "height": HEIGHT})
         page.set_default_timeout(MINUTES * 60_000)
         page.goto(url)
         page.wait_for_function(READY)

@@ -37,7 +37,7 @@ WAYS = ("separate prompts", "one prompt")
 WORLD_STORY = host.ROOT / "world" / "story.txt"
 
 # What suits the Story World's checkpoint, which knows no words but its own (world/drawing/captions.py).
-WORLD: dict[str, Any] = {"size": (128, 128), "steps": 20, "seed": 3, "negative": "", "page_width": 1280}
+WORLD: dict[str, Any] = {"size": (128, 128), "steps": 20, "seed": 5, "negative": "", "page_width": 1280}
 
 WINDOW = 4
 """Story Prompt's for the Story World: below the number of frames, each stands first in a prompt of its own."""
@@ -76,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--steps", metavar="N", type=whole(1, 10000), help="sampling steps (default: 30; Story World: 20)"
     )
     parser.add_argument(
-        "--seed", metavar="N", type=whole(0, 2**64 - 1), help="seed (default: the workflow's own; Story World: 3)"
+        "--seed", metavar="N", type=whole(0, 2**64 - 1), help="seed (default: the workflow's own; Story World: 5)"
     )
     parser.add_argument(
         "--size",

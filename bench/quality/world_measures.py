@@ -26,8 +26,8 @@ def measures(story: WorldStory, found: dict[str, Tensor]) -> dict[str, float | N
     that the frames show. `agreement`: the share of identity attributes that are equal in two frames, over all pairs;
     `open` counts only those that the prompt leaves open, `apart` only pairs that show two scenes (None without any),
     since a frame that repeats another agrees with it. `held`: 1 if the character's species, colour and headwear are
-    the same in all frames and every frame shows its scene, else 0. `readable`: the share of readings that the probe is sure of
-    (0.8).
+    the same in all frames and every frame shows its scene, else 0. `readable`: the share of readings that the probe is
+    sure of (0.8).
     """
     values = {name: probabilities.argmax(-1).tolist() for name, probabilities in found.items()}
     right = {name: [values[name][j] == frame[name] for j, frame in enumerate(story.frames)] for name in FRAME}

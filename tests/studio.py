@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 import sys
 from io import BytesIO
 from itertools import pairwise
@@ -15,7 +14,7 @@ from adapters import adapter, flat
 from conftest import COMFYUI
 from model_files import write_flux, write_wan
 from onestory.story.script import parse_script
-from onestory.tools import client, demo, host
+from onestory.tools import canvas, client, demo, host
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -36,7 +35,7 @@ SAVERS = ("SaveImage", "SaveVideo")
 STORY, FILM = {"OneStory/frame", "OneStory/board"}, {"OneStory/picture", "OneStory/film"}
 """How the names begin of what a workflow saves."""
 CUSTOM_NODES = Path(__file__).parent / "custom_nodes"
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHROMIUM = canvas.BROWSER
 NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
 
 

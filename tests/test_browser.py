@@ -15,7 +15,7 @@ import pytest
 import requests
 from conftest import COMFYUI, ROOT
 from onestory.story.script import parse_script
-from onestory.tools import client, host
+from onestory.tools import canvas, client, host
 from PIL import Image
 from studio import (
     CHROMIUM,
@@ -35,10 +35,6 @@ from studio import (
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium is installed: on Debian, `apt install chromium`")
 
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-)
 SCREENSHOTS = ROOT / "out" / "browser"
 PATIENCE = 120_000
 SLOW = 240_000
@@ -58,7 +54,7 @@ def page(studio, tmp_path_factory) -> Iterator["playwright.Page"]:
         context = api.chromium.launch_persistent_context(
             tmp_path_factory.mktemp("profile"),
             executable_path=CHROMIUM,
-            args=FLAGS.split(),
+            args=[*canvas.FLAGS],
             env={**os.environ, "XDG_DATA_HOME": str(fonts.parent)},
             viewport=SMALL,
         )
@@ -82,9 +78,7 @@ def visit(page: "playwright.Page", url: str) -> None:
 
 
 def wait_for_editor(page: "playwright.Page") -> None:
-    page.wait_for_function(
-        "window.app?.extensionManager && app.graph && 'OneStoryScript' in LiteGraph.registered_node_types"
-    )
+    page.wait_for_function(canvas.READY)
 
 
 def command(page: "playwright.Page", id_: str) -> None:

@@ -185,10 +185,9 @@ def test_every_link_of_the_archive_leads_somewhere():
             elif "://" in path:
                 continue
             else:
-                shown = picture and page.is_relative_to(
-                    HELP_PAGES
-                )  # the editor looks for these beside the English pages
-                target = ((HELP_PAGES if shown else page.parent) / path).resolve() if path else page
+                # the editor looks for help pages' pictures beside the English ones
+                folder = HELP_PAGES if picture and page.is_relative_to(HELP_PAGES) else page.parent
+                target = (folder / path).resolve() if path else page
                 assert target.relative_to(host.ROOT).as_posix() in shipped, (page.name, link)
             assert not anchor or anchor in anchors(target.read_text(encoding="utf-8")), link
             checked += 1

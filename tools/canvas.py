@@ -10,8 +10,18 @@ from PIL import Image
 
 from .failure import Failure
 
-BROWSERS = "chromium", "chromium-browser", "google-chrome"
-FLAGS = "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+"""The browser's file, if there is one."""
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
 WIDTH, HEIGHT = 2000, 1080
 MARGINS = {"left": 70, "top": 105, "right": 30, "bottom": 30}
 """What the editor's bars cover, in pixels."""
@@ -38,17 +48,17 @@ SHOWN = "app.graph.nodes.filter(node => node.type === 'SaveImage').every(node =>
 
 def canvas(url: str, workflow: Path) -> Image.Image:
     """The editor at `url` with a workflow that has run. Raises `Failure` without Playwright or a browser."""
-    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    missing = "The canvas is drawn in a browser: install Chromium, and Playwright in this Python."
+    if BROWSER is None:
+        raise Failure(missing)
     try:
         from playwright.sync_api import sync_playwright
     except ImportError:
-        browser = None
-    if browser is None:
-        raise Failure("The canvas is drawn in a browser: install Chromium, and Playwright in this Python.")
+        raise Failure(missing) from None
     requests.post(f"{url}/settings/Comfy.TutorialCompleted", json=True).raise_for_status()
     opened = {"workflow": json.loads(workflow.read_text(encoding="utf-8")), "margins": MARGINS}
     with sync_playwright() as api:
-        window = api.chromium.launch(executable_path=browser, args=list(FLAGS))
+        window = api.chromium.launch(executable_path=BROWSER, args=[*FLAGS])
         page = window.new_page(viewport={"width": WIDTH, "height": HEIGHT})
         page.set_default_timeout(MINUTES * 60_000)
         page.goto(url)

@@ -105,49 +105,38 @@ def inspected(studio: Studio) -> Image.Image:
 @cache
 def two(studio: Studio) -> Image.Image:
     """Two characters in each frame, without Story Regions and with it."""
-    name = "Two Characters, Each in Place"
-    return compare(
-        {
-            "without regions": studio.frames(name, TWO, left_out("OneStoryRegions", "model")),
-            "with Story Regions": studio.frames(name, TWO),
-        }
-    )
+    labels = "without regions", "with Story Regions"
+    return without_and_with(studio, "Two Characters, Each in Place", TWO, ("OneStoryRegions", "model"), labels)
 
 
 def reweighted(studio: Studio) -> Image.Image:
     """One prompt for all frames, without SVR and with it."""
-    return compare(
-        {
-            "one prompt": studio.frames(ONE_STORY, OPEN, left_out("OneStorySVR", "conditioning")),
-            "one prompt, with SVR": studio.frames(ONE_STORY, OPEN),
-        }
-    )
+    labels = "one prompt", "one prompt, with SVR"
+    return without_and_with(studio, ONE_STORY, OPEN, ("OneStorySVR", "conditioning"), labels)
 
 
 def identity_preserved(studio: Studio) -> Image.Image:
     """A story without IPCA and with it."""
-    return compare(
-        {
-            "without IPCA": studio.frames(ONE_STORY, IPCA, left_out("OneStoryIPCA", "model")),
-            "with IPCA": studio.frames(ONE_STORY, IPCA),
-        }
-    )
+    return without_and_with(studio, ONE_STORY, IPCA, ("OneStoryIPCA", "model"), ("without IPCA", "with IPCA"))
 
 
 def self_attention(studio: Studio) -> Image.Image:
     """A story from separate prompts and different noise, without Consistent Self-Attention and with it."""
-    name = "Comic Page"
-    return compare(
-        {
-            "separate prompts": studio.frames(name, SPREAD, left_out("OneStorySelfAttention", "model")),
-            "separate prompts, with Consistent Self-Attention": studio.frames(name, SPREAD),
-        }
-    )
+    labels = "separate prompts", "separate prompts, with Consistent Self-Attention"
+    return without_and_with(studio, "Comic Page", SPREAD, ("OneStorySelfAttention", "model"), labels)
+
+
+def without_and_with(
+    studio: Studio, workflow: str, picture: Picture, node: tuple[str, str], labels: tuple[str, str]
+) -> Image.Image:
+    """A workflow's frames without the nodes of a kind, whose first output was their named input before, and with."""
+    kind, passed = node
+    before = studio.frames(workflow, picture, lambda graph: without(graph, kind, {0: passed}))
+    return compare(dict(zip(labels, (before, studio.frames(workflow, picture)), strict=True)))
 
 
 def attention(studio: Studio) -> Image.Image:
     """A story's frames, and where they look at the words of its character."""
-
     graph = graph_of(ONE_STORY, OPEN, studio.checkpoint, FRAME)
     sampler = graph[key_of(graph, "KSampler")]["inputs"]
     where = {"blocks": "output.3-5", "start_percent": 0.0, "end_percent": 1.0}
@@ -189,11 +178,6 @@ def key_of(graph: Workflow, kind: str) -> str:
     """The one node of a kind."""
     (key,) = (key for key, each in graph.items() if each["class_type"] == kind)
     return key
-
-
-def left_out(kind: str, passed: str) -> Callable[[Workflow], Workflow]:
-    """A change of graphs that leaves out the nodes of a kind, whose first output was their input `passed` before."""
-    return lambda graph: without(graph, kind, {0: passed})
 
 
 def narrow(sheet: Sheet) -> Sheet:

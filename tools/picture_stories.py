@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+from ..world.drawing.captions import ANYBODY
+
 Look = dict[str, str]
 """How a character of the Story World looks, by attribute; what is not said is plain."""
 
@@ -17,8 +19,6 @@ class Picture(NamedTuple):
     cast: dict[str, Look] = {}
 
 
-ANYBODY = "a cartoon"
-"""What an identity prompt calls a character whose looks a picture gives."""
 FOX_AND_OWL = {
     "Pip": {"species": "fox", "colour": "red", "headwear": "beanie", "neckwear": "scarf", "accent": "green"},
     "Odile": {"species": "owl", "colour": "purple", "headwear": "crown", "neckwear": "bow tie", "accent": "yellow"},

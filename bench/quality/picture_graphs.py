@@ -7,11 +7,9 @@ from ...story.files import StoryText
 from ...tools.demo import slug
 from ...tools.host import WORLD_ADAPTER_FILES
 from ...world.drawing.attributes import VALUES
-from ...world.drawing.captions import with_article
+from ...world.drawing.captions import ANYBODY, with_article
 from .pair_graphs import node
 
-ANYBODY = "a cartoon"
-"""What an identity prompt calls a character of whom it says nothing."""
 ADAPTER, ENCODER = (Path(name).name for name in WORLD_ADAPTER_FILES)
 IMAGE_CHARACTERS = {
     "scale": 0.7,

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...world.drawing.attributes import OTHER, VALUES, Attributes, draw, select
-from ...world.drawing.render import SIDE, render
+from ...world.drawing.attributes import OTHER, VALUES, Attributes, draw
+from ...world.drawing.render import SIDE, rendered
 from ...world.train.loop import Stage, channels_last
 from ...world.train.precision import autocast
 
@@ -85,11 +85,7 @@ def distort(pictures: Tensor, generator: torch.Generator) -> Tensor:
 def pictures_and_attributes(count: int, seed: int, device: str = "cpu") -> tuple[Tensor, Attributes]:
     """Rendered pictures as uint8 [count, 3, 128, 128] on the CPU, and what they show."""
     attributes = draw(count, torch.Generator().manual_seed(seed))
-    parts = [
-        (render(select(attributes, part), device=device) * 255).round().byte().cpu()
-        for part in torch.arange(count).split(100)
-    ]
-    return torch.cat(parts), attributes
+    return torch.cat([(part * 255).round().byte().cpu() for part in rendered(attributes, device=device)]), attributes
 
 
 def trained(folder: Path, device: str = "cpu") -> Probe:

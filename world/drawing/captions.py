@@ -6,6 +6,8 @@ from .attributes import FRAME, IDENTITY, NAMES, VALUES
 
 MENTIONED = {"colour": 0.8, "pattern": 0.6, "headwear": 0.65, "neckwear": 0.65, "eyes": 0.55, "accent": 0.5}
 """How often a caption says an identity attribute; what it leaves out is open."""
+ANYBODY = "a cartoon"
+"""What captions call a character of whom they say nothing."""
 WHOLE_SHARE = 0.3
 """Captions that say everything of who and what a picture shows."""
 STYLES = ("", "", "a cartoon of ", "a drawing of ", "a picture of ")

@@ -1,5 +1,7 @@
 """From attributes to pictures: one batched function on any device."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -9,11 +11,6 @@ from .scenes import paint_scenes
 from .shapes import Canvas
 
 SIDE = 128
-
-
-def parts(count: int, device: torch.device | str) -> tuple[Tensor, ...]:
-    """The indices of many pictures, as many at a time as a device draws fastest."""
-    return torch.arange(count).split(1024 if torch.device(device).type == "cuda" else 64)
 
 
 @torch.inference_mode()
@@ -45,3 +42,9 @@ def render(attributes: Attributes, side: int = SIDE, device: torch.device | str 
         paint_figures(part.moved(middle[index] + 0.47, feet[index], unit[index]), other, other["activity"])
         pictures[index] = part.pictures
     return pictures.clamp_(0, 1)
+
+
+def rendered(attributes: Attributes, side: int = SIDE, device: torch.device | str = "cpu") -> Iterator[Tensor]:
+    """The same of many attributes, as many pictures at a time as a device draws fastest."""
+    for part in torch.arange(len(attributes["scene"])).split(1024 if torch.device(device).type == "cuda" else 64):
+        yield render(select(attributes, part), side, device)

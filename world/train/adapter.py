@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..asset import ADAPTER_TOKENS, VISION_EMBEDDING
-from ..drawing.attributes import IDENTITY, Attributes, select
-from ..drawing.captions import MENTIONED, frame_prompt, identity_prompt, said_of_frame, said_of_identity
-from ..drawing.render import parts, render
+from ..drawing.attributes import IDENTITY, Attributes
+from ..drawing.captions import ANYBODY, MENTIONED, frame_prompt, identity_prompt, said_of_frame, said_of_identity
+from ..drawing.render import rendered
 from .loop import Stage, trained_weights
 from .painter import autoencoder, even_steps, looks, painter_of, signal, tokens, weights_of
 from .precision import autocast
@@ -24,8 +24,6 @@ from .text_encoder import WIDTH
 from .unet import CHANNELS, HEADS, Attention, SpatialTransformer, TransformerBlock, UNet
 from .vision import Reader, Vision, VisionStage, alone, clip_pictures, disturbed_parts
 
-ANYBODY = "a cartoon"
-"""What captions call a character of whom they say nothing."""
 ANYBODY_SHARE = 0.6
 UNSEEN_SHARE = 0.1
 """Pictures that the adapter doesn't see, for classifier-free guidance."""
@@ -157,10 +155,9 @@ class AdapterStage(Stage):
     def embeddings(self, attributes: Attributes, generator: torch.Generator) -> Tensor:
         """What the encoder sees in pictures of these characters."""
         found = []
-        for part in parts(len(attributes["scene"]), self.device):
-            pictures = render(select(attributes, part), device=self.device).clone()
+        for pictures in rendered(attributes, device=self.device):
             with autocast(self.device):
-                found.append(self.eyes(clip_pictures(disturbed_parts(pictures, generator))).float())
+                found.append(self.eyes(clip_pictures(disturbed_parts(pictures.clone(), generator))).float())
         return torch.cat(found)
 
     def characters(self, step: int) -> Shown:
@@ -176,10 +173,10 @@ class AdapterStage(Stage):
         attributes, others = alone(count, generator), alone(count, generator)
         others |= {name: attributes[name] for name in IDENTITY}
         latents = []
-        for part in parts(count, self.device):
-            pictures = render(select(attributes, part), device=self.device).clone()
+        for pictures in rendered(attributes, device=self.device):
+            seen = pictures.clone(memory_format=torch.channels_last)
             with autocast(self.device):
-                latents.append(self.coder.encode(pictures.contiguous(memory_format=torch.channels_last)).float())
+                latents.append(self.coder.encode(seen).float())
         return Shown(torch.cat(latents), attributes, self.embeddings(others, generator))
 
     def loss(self, net: nn.Module, step: int) -> Tensor:

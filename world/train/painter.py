@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ..asset import unpack
-from ..drawing.attributes import OTHER, VALUES, Attributes, draw, select
+from ..drawing.attributes import OTHER, VALUES, Attributes, draw
 from ..drawing.captions import caption
-from ..drawing.render import SIDE, parts, render
+from ..drawing.render import SIDE, rendered
 from .autoencoder import AUTOENCODERS, Autoencoder, standardised
 from .loop import Stage, channels_last, sent, trained_weights
 from .precision import autocast
@@ -214,10 +214,9 @@ class PainterStage(Stage):
     def make_shard(self, index: int, side: int) -> Tensor:
         net, attributes = autoencoder(self.folder, self.device), self.lessons.shown(index)
         latents = []
-        for part in parts(SHARD, self.device):
-            pictures = render(select(attributes, part), side, self.device).contiguous(memory_format=torch.channels_last)
+        for pictures in rendered(attributes, side, self.device):
             with autocast(self.device):
-                latents.append(net.encode(pictures).half().cpu())
+                latents.append(net.encode(pictures.contiguous(memory_format=torch.channels_last)).half().cpu())
         return torch.cat(latents).contiguous()
 
     def side(self, step: int) -> int:

@@ -5,8 +5,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..asset import VISION_EMBEDDING, VISION_WIDTH
-from ..drawing.attributes import IDENTITY, Attributes, draw, select
-from ..drawing.render import SIDE, parts, render
+from ..drawing.attributes import IDENTITY, Attributes, draw
+from ..drawing.render import SIDE, rendered
 from .loop import Stage
 from .precision import autocast
 from .text_encoder import Layer
@@ -100,8 +100,7 @@ class VisionStage(Stage):
         if self.bank is None or self.bank[0] != number:
             count = self.batch * self.bank_steps
             attributes = alone(count, torch.Generator().manual_seed(7_901 * (self.seed + 1) + number))
-            drawn = [render(select(attributes, part), device=self.device) for part in parts(count, self.device)]
-            self.bank = number, torch.cat(drawn), attributes
+            self.bank = number, torch.cat([*rendered(attributes, device=self.device)]), attributes
         return self.bank[1:]
 
     def loss(self, net: nn.Module, step: int) -> Tensor:
